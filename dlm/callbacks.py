@@ -1,0 +1,204 @@
+"""What happens beside the training step: when to evaluate, when to stop, what to write, what to keep."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+
+from dlm.metrics import Score
+from dlm.run import RunDirectory, append_row
+
+
+def evaluation_steps(total: int, steps_per_epoch: float, per_octave: int, first_epoch: float) -> list[int]:
+    """Steps at epochs first_epoch * 2^(i / per_octave), and the last: evenly spaced on a logarithmic axis.
+
+    Every run of a study evaluates at the same epochs, so that curves can be compared point by point.
+    """
+    marks, i = set(), 0
+    while (epoch := first_epoch * 2 ** (i / per_octave)) * steps_per_epoch < total:
+        marks.add(max(1, round(epoch * steps_per_epoch)))
+        i += 1
+    return sorted(marks | {total})
+
+
+class Ema(WeightAveraging):
+    """Exponential moving average with a warm-up: decay_n = min(decay, (1 + n) / (10 + n)).
+
+    A constant decay would still hold the initialisation when a short run is already over-fitting. Evaluations see
+    the average; checkpoints keep both.
+    """
+
+    def __init__(self, decay: float):
+        def update(averaged, current, count):
+            keep = min(decay, (1 + int(count)) / (10 + int(count)))
+            torch._foreach_lerp_(averaged, current, 1 - keep)
+
+        super().__init__(use_buffers=False, multi_avg_fn=update)
+
+
+class EvaluationSchedule(Callback):
+    """Runs Lightning's validation at the given steps, and only there."""
+
+    def __init__(self, steps: list[int]):
+        self.steps = set(steps)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        last_micro_batch = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = last_micro_batch and trainer.global_step + 1 in self.steps
+        trainer.val_check_batch = 1 if due else float("inf")
+
+
+class OverfitStop(Callback):
+    """Ends a run whose tune loss has been `margin` nats per token above its best for two evaluations in a row."""
+
+    def __init__(self, margin: float):
+        self.margin = margin
+        self.best: tuple[float, float] = (float("inf"), 0.0)  # (loss, epoch)
+        self.above = 0
+        self.reason: str | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss, epoch = pl_module.scores["tune"].nll, trainer.datamodule.epoch_of(trainer.global_step)  # pyright: ignore
+        if loss < self.best[0]:
+            self.best = (loss, epoch)
+        gap = loss - self.best[0]
+        self.above = self.above + 1 if gap > self.margin else 0
+        if self.above >= 2:
+            trainer.should_stop = True
+            self.reason = (
+                f"stopped at epoch {epoch:g}: the tune loss {loss:.3f} is {gap:.2f} nats above its best "
+                f"{self.best[0]:.3f} at epoch {self.best[1]:g}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "above": self.above, "reason": self.reason}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.above, self.reason = tuple(state_dict["best"]), state_dict["above"], state_dict["reason"]
+
+
+class KeepLast(Checkpoint):
+    """Saves `last.ckpt` every few steps and after each evaluation, so that no evaluation is lost or repeated."""
+
+    def __init__(self, path: Path, every: int, evaluations: list[int]):
+        self.path, self.every, self.evaluations = path, every, set(evaluations)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and step % self.every == 0 and step not in self.evaluations:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class KeepBest(Checkpoint):
+    """Saves `best.ckpt` whenever the tune loss is the lowest so far. The report split is never looked at."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.loss, self.step, self.epoch = float("inf"), 0, 0.0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = pl_module.scores["tune"].nll  # pyright: ignore
+        if loss < self.loss:
+            self.loss, self.step = loss, trainer.global_step
+            self.epoch = trainer.datamodule.epoch_of(self.step)  # pyright: ignore[reportAttributeAccessIssue]
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "step": self.step, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loss, self.step, self.epoch = (state_dict[k] for k in ("loss", "step", "epoch"))
+
+
+class RunLog(Callback):
+    """Writes metrics.jsonl and windows.jsonl, and the same numbers to W&B with epoch, tokens and flops as axes.
+
+    Counters are exact integers or float64 (Lightning's own logging would round them to float32).
+    """
+
+    def __init__(self, run: RunDirectory, every: int, flops_per_token: float):
+        self.run, self.every, self.flops_per_token = run, every, flops_per_token
+        self.seconds, self.evaluation_seconds = 0.0, 0.0  # of training and of evaluation, over all resumptions
+        self.scored = 0  # positions that carried a loss: about half of the tokens in masked diffusion
+        self.clock = time.perf_counter()
+        self.lap = (0, 0.0)  # (step, training seconds) of the last row
+
+    def axes(self, trainer: Trainer) -> dict[str, Any]:
+        data, step = trainer.datamodule, trainer.global_step  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = step * data.batch_size * data.source.seq_len
+        return {
+            "step": step,
+            "epoch": data.epoch_of(step),
+            "tokens": tokens,
+            "targets": self.scored,
+            "flops": tokens * self.flops_per_token,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def write(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            append_row(self.run.metrics, row)
+            for logger in trainer.loggers:
+                logger.log_metrics(row, trainer.global_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock = time.perf_counter()
+        self.lap = (trainer.global_step, self.seconds)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.clock
+        self.clock = now
+        self.scored += int(outputs["scored"]) * trainer.world_size
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or step % self.every:
+            return
+        axes = self.axes(trainer)
+        elapsed, done = self.seconds - self.lap[1], step - self.lap[0]
+        self.lap = (step, self.seconds)
+        losses = trainer.strategy.reduce(
+            torch.stack([outputs["loss"].detach(), outputs["nelbo"]]), reduce_op="mean"
+        )
+        row = axes | {
+            "train/loss": losses[0].item() * trainer.accumulate_grad_batches,
+            "train/nelbo": losses[1].item(),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "tokens_per_second": round(done * axes["tokens"] / max(step, 1) / max(elapsed, 1e-9), 1),
+        }
+        self.write(trainer, row | getattr(pl_module, "learned_schedule", dict)())
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = time.perf_counter()
+        self.evaluation_seconds += now - self.clock
+        self.clock = now
+        scores: dict[str, Score] = pl_module.scores  # pyright: ignore[reportAssignmentType]
+        row = self.axes(trainer)
+        for split, score in scores.items():
+            row |= {f"{split}/nll": score.nll, f"{split}/se": score.se, f"{split}/se_draws": score.se_draws}
+            if trainer.is_global_zero:
+                nll = [round(v, 6) for v in score.per_window]
+                append_row(self.run.windows, {"step": trainer.global_step, "split": split, "nll": nll})
+        self.write(trainer, row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("seconds", "evaluation_seconds", "scored")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for key, value in state_dict.items():
+            setattr(self, key, value)

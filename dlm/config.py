@@ -1,0 +1,163 @@
+"""The typed shape of a run's configuration: what may be set, of which type, and what it means.
+
+Hydra merges conf/ into these classes, so a mistyped key or a value of the wrong type is refused when the
+configuration is composed. Only the entry points import this module; everything below takes plain arguments.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import hydra.errors
+import omegaconf.errors
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING, OmegaConf
+
+from dlm.errors import UserError
+from dlm.lm import Optimisation
+
+PACKAGE = Path(__file__).parent
+
+
+def bundled(name: str) -> Path:
+    """conf/ or experiments/: beside the package in a checkout, inside it in a wheel."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+@dataclass
+class BackboneConfig:
+    """Arguments of dlm.backbone.Transformer."""
+
+    _target_: str = "dlm.backbone.Transformer"
+    vocab_size: int = II("vocab_size")
+    max_len: int = II("seq_len")
+    dim: int = 96
+    depth: int = 3
+    heads: int = 4
+    mlp: str = "swiglu"
+    causal: bool = False
+    time: str = "none"
+    dropout: float = 0.0
+    tie: bool = False
+    attention: str = "auto"
+
+
+@dataclass
+class EvaluationConfig:
+    """When and how finely held-out windows are scored."""
+
+    per_octave: int = 3  # evaluations per doubling of the epochs, from `first_epoch` on
+    first_epoch: float = 1.0
+    windows: int | None = 64  # per split, on the curve; null scores all
+    draws: int = 8  # Monte-Carlo draws per window, on the curve
+    batch_size: int = 16  # windows per forward pass (times draws)
+    final_windows: int | None = None  # of the report split, at the chosen checkpoint
+    final_draws: int = 32
+    left_to_right_windows: int | None = 64  # each costs one row per token
+    samples: int = 4
+    sample_steps: int = 64
+    overfit_margin: float | None = None  # stop when the tune loss is this far above its best, twice in a row
+
+
+@dataclass
+class TrainerConfig:
+    """Where a run happens. Nothing here changes its name: a run may move between machines and resume."""
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"  # auto, 32-true, bf16-mixed
+    compile: str = "auto"  # auto, true, false
+    accumulate: int = 1
+    threads: int | None = None  # processor threads of this process; null leaves torch's choice
+    num_workers: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 200
+    progress: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    wandb: bool = False
+    mode: str = "offline"
+    project: str = "dlm"
+
+
+@dataclass
+class RunConfig:
+    """Everything about one run."""
+
+    study: str = "adhoc"
+    scale: str = "local"
+    cell: str | None = None  # a study's name for the data budget
+    arm: str | None = None  # a study's name for the method with its settings
+    seed: int = 0
+    seq_len: int = 128
+    vocab_size: int = MISSING  # filled from the data
+    batch_size: int = 16
+    epochs: float = 10.0
+    steps: int | None = None  # instead of epochs
+    output_dir: str = "${oc.env:DLM_OUTPUT,outputs}"
+    data: Any = MISSING
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    method: Any = MISSING
+    optim: Optimisation = field(default_factory=Optimisation)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+UNNAMED = ("trainer", "logger", "output_dir", "vocab_size", "study", "scale", "cell", "arm")
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """`<cell>-<arm>-s<seed>-<hash>`: stable, and different whenever anything that decides the numbers is."""
+    decisive = {k: v for k, v in config.items() if k not in UNNAMED}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k != "cache_dir"}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    arm = config["arm"] or config["method"].get("process", {}).get("_target_", config["method"]["_target_"])
+    parts = [config["cell"], arm.rsplit(".", 1)[-1].lower(), f"s{config['seed']}", digest]
+    return "-".join(part for part in parts if part)
+
+
+def resolved(cfg: Any) -> dict[str, Any]:
+    """The configuration as plain, resolved data (a DictConfig in a checkpoint could not be loaded again)."""
+    return OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportReturnType]
+
+
+CONFIG_ERRORS = (
+    hydra.errors.HydraException,
+    omegaconf.errors.OmegaConfBaseException,
+)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of Hydra's or ours as one line: what is wrong, and where; its cause where Hydra wrapped it."""
+    cause = error
+    while isinstance(cause, hydra.errors.InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(str(cause).split())
+    if cause is not error and not isinstance(cause, UserError):
+        text = f"{text} ({' '.join(str(error).split())[:200]})"
+    return text
+
+
+def entry(main: Callable[[], object]) -> None:
+    """Run a command: a mistake of the user's becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except (UserError, *CONFIG_ERRORS) as error:
+        cause = error
+        while isinstance(cause, hydra.errors.InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)

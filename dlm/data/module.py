@@ -1,0 +1,149 @@
+"""The one data module: any source becomes the same endless training stream and the same two evaluation sets.
+
+A batch is a dict with at least `x0` [b, L] and `target` [b, L], the positions that are destroyed and scored.
+"""
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dlm.data.sampler import MicroBatch, ShardedBatches, StreamSampler
+from dlm.data.source import Source
+from dlm.errors import UserError
+
+
+class TrainWindows(Dataset):
+    """Gathers a whole micro-batch at once from the circular training stream."""
+
+    def __init__(self, source: Source, batch_size: int) -> None:
+        self.source = source
+        self.batch_size = batch_size
+
+    def __getitem__(self, micro: MicroBatch) -> dict:
+        stream = self.source.tokens("train")
+        places = (micro.starts[:, None] + np.arange(self.source.seq_len)) % len(stream)
+        x0 = torch.from_numpy(stream[places].astype(np.int64))
+        return {
+            "x0": x0,
+            "target": torch.ones_like(x0, dtype=torch.bool),
+            "step": micro.step,
+            "rows": torch.from_numpy(micro.rows),
+            "size": self.batch_size,
+        }
+
+
+class EvalWindows(Dataset):
+    """Gathers a batch of the fixed windows of one split, given their numbers."""
+
+    def __init__(self, source: Source, split: str) -> None:
+        self.source = source
+        self.split = split
+
+    def __getitem__(self, numbers: Int[np.ndarray, " b"]) -> dict[str, Tensor]:
+        x0 = gather(self.source, self.split, numbers)
+        return {"x0": x0, "target": torch.ones_like(x0, dtype=torch.bool), "index": torch.from_numpy(numbers)}
+
+
+class DataModule(lightning.LightningDataModule):
+    """Training stream and evaluation windows of a source; needs Trainer(use_distributed_sampler=False).
+
+    `batch_size` counts the sequences of one optimiser step over all processes and accumulated batches.
+    `eval_windows` limits each evaluation split to that many windows, evenly spread over it.
+    """
+
+    split_names = ("tune", "report")
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        eval_windows: int | None = None,
+        eval_batch_size: int = 32,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise UserError(f"{name}={value}: a batch holds at least one sequence")
+        if eval_windows is not None and eval_windows < 1:
+            raise UserError(f"eval_windows={eval_windows}: leave it null to evaluate on whole splits")
+        if seed < 0:
+            raise UserError(f"seed={seed} is negative")
+        self.source = source
+        self.batch_size = batch_size
+        self.seed = seed
+        self.eval_windows = eval_windows
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """⌊U/L⌋ / B, rarely a whole number: a batch may straddle two epochs."""
+        return len(self.source.tokens("train")) // self.source.seq_len / self.batch_size
+
+    def epoch_of(self, step: int) -> float:
+        """How often each training token has been seen after `step` global batches."""
+        return step / self.steps_per_epoch
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        accumulate = trainer.accumulate_grad_batches if trainer else 1
+        sampler = StreamSampler(
+            tokens=len(self.source.tokens("train")),
+            seq_len=self.source.seq_len,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            aligned=self.source.aligned,
+            accumulate=accumulate,
+            # The step counter is restored before the loader is made: a resumed run continues where it stopped.
+            start=trainer.global_step * accumulate if trainer else 0,
+            **self._place,
+        )
+        return self._loader(TrainWindows(self.source, self.batch_size), sampler)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader for each of `split_names`."""
+        return [
+            self._loader(
+                EvalWindows(self.source, split),
+                ShardedBatches(self.window_numbers(split, self.eval_windows), self.eval_batch_size, **self._place),
+            )
+            for split in self.split_names
+        ]
+
+    def window_numbers(self, split: str, limit: int | None = None) -> Int[np.ndarray, " N"]:
+        """Numbers of the windows of L tokens that tile the split, the remainder dropped; or `limit` of them,
+        evenly spread."""
+        count = len(self.source.tokens(split)) // self.source.seq_len
+        kept = count if limit is None else min(limit, count)
+        return np.arange(kept, dtype=np.int64) * count // max(kept, 1)
+
+    def windows(self, split: str, limit: int | None = None) -> Int[Tensor, "N L"]:
+        """The tokens of those windows."""
+        return gather(self.source, split, self.window_numbers(split, limit))
+
+    @property
+    def _place(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"world": trainer.world_size, "rank": trainer.global_rank} if trainer else {"world": 1, "rank": 0}
+
+    def _loader(self, dataset: Dataset, sampler: StreamSampler | ShardedBatches) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the sampler yields whole batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            # Its own generator, or making an iterator would advance the global stream that dropout draws from.
+            generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+
+def gather(source: Source, split: str, numbers: Int[np.ndarray, " N"]) -> Int[Tensor, "N L"]:
+    """The `numbers`-th of the consecutive windows of L tokens that tile the split."""
+    places = numbers[:, None] * source.seq_len + np.arange(source.seq_len)
+    return torch.from_numpy(source.tokens(split)[places].astype(np.int64))

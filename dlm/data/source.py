@@ -1,0 +1,58 @@
+"""What the models see of any data: three token streams, a vocabulary and a way back to text."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from jaxtyping import UInt
+from numpy.typing import ArrayLike
+
+from dlm.errors import UserError
+
+SPLITS = ("train", "tune", "report")
+"""`tune` is for selection, early stopping and temperatures; `report` is only ever reported."""
+
+
+class Source(ABC):
+    """Three token streams over the data vocabulary {0, ..., V-1}.
+
+    The vocabulary has neither mask nor BOS: a model that wants one appends it as id V, so that every process
+    scores exactly the same targets.
+    """
+
+    vocab_size: int
+    seq_len: int
+    fingerprint: str
+    """16 hex digits of SHA-256 over content, tokenizer and preparation: equal exactly when scores compare.
+
+    It leaves out `unique_tokens`, since runs of different budgets are scored on the same held-out text."""
+    audit: dict
+    """What the data is and how clean the split is; plain JSON, kept in every run record."""
+    aligned: bool = False
+    """Whether windows may start at multiples of `seq_len` only (i.i.d. sequences laid end to end)."""
+
+    @abstractmethod
+    def tokens(self, split: str) -> UInt[np.ndarray, " U"]:
+        """The whole split as one stream; `train` is cut to its first `unique_tokens`."""
+
+    @abstractmethod
+    def chars(self, split: str) -> int:
+        """Number of characters that `tokens(split)` stands for: the denominator of bits per character."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def decode(self, ids: ArrayLike) -> str: ...
+
+    def chars_per_token(self, split: str) -> float:
+        return self.chars(split) / len(self.tokens(split))
+
+
+def check_budget(name: str, available: int, unique_tokens: int | None, seq_len: int) -> None:
+    """Raise UserError unless `unique_tokens` (None: all) of the `available` training tokens hold a window of L."""
+    if seq_len < 1:
+        raise UserError(f"seq_len={seq_len}: a window holds at least one token")
+    if unique_tokens is not None and unique_tokens > available:
+        raise UserError(f"data.unique_tokens={unique_tokens} exceeds the {available} training tokens of '{name}'")
+    if unique_tokens is not None and unique_tokens < seq_len:
+        raise UserError(f"data.unique_tokens={unique_tokens} is less than one window of seq_len={seq_len}")

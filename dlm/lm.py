@@ -1,0 +1,316 @@
+"""The LightningModules: one per paradigm, each holding only what is truly its own.
+
+    LanguageModel            optimiser, seeded noise, held-out scores, checkpoint identity
+      AutoregressiveLM       exact likelihood; cached sampling
+      DiffusionLM            a process and its bound
+        MaskedDiffusionLM    MD4, any-order, GenMD4
+        UniformDiffusionLM   "Shuffle"
+        FlowMatchingLM       discrete flow matching, mask or uniform source
+
+A batch is {x0 [B L], target [B L]} with, in training, its place in the stream (step, rows, size) and, in
+evaluation, its window numbers (index).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm import likelihood, sampling
+from dlm.backbone import Transformer
+from dlm.errors import UserError
+from dlm.metrics import Score, WindowNLL
+from dlm.noise import Stream, generator, lattice, stream_seed, uniforms
+from dlm.process import Bound, FlowMatching, GenMaskedDiffusion, MaskedDiffusion, Process, UniformDiffusion
+
+SPLITS = ("tune", "report")  # the order of the data module's evaluation loaders
+
+
+@dataclass
+class Optimisation:
+    """AdamW with a warm-up, stable, decay learning rate.
+
+    Weight decay acts on matrices only: norms, biases and learned noise schedules stay free of it. The last
+    `cooldown` share of the steps lowers the rate as 1 - sqrt(progress) (Haegele et al. 2024); 0 keeps it constant.
+    """
+
+    lr: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    warmup_steps: int = 50
+    cooldown: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.99
+
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate of `step` as a share of `lr`."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        begin = total * (1 - self.cooldown)
+        if self.cooldown == 0 or step < begin:
+            return warm
+        return warm * (1 - math.sqrt(min(1.0, (step - begin) / max(total - begin, 1))))
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.AdamW:
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
+
+
+class LanguageModel(lightning.LightningModule):
+    """What every paradigm shares. Subclasses say what a training bound and a held-out score are."""
+
+    bound_kind: str
+    samplers: dict[str, Callable[..., sampling.Sample]]
+    noise_draws = 1
+
+    def __init__(
+        self,
+        backbone: Transformer,
+        optim: Optimisation | None = None,
+        seed: int = 0,
+        eval_draws: int = 8,
+        total_steps: int = 1000,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.optim = optim or Optimisation()
+        self.seed, self.eval_draws, self.total_steps = seed, eval_draws, total_steps
+        self.held_out = torch.nn.ModuleDict({split: WindowNLL() for split in SPLITS})
+        self.scores: dict[str, Score] = {}
+        self.identity: dict[str, Any] = {"vocab_size": backbone.vocab_size, "method": type(self).__name__}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backbone.vocab_size
+
+    def bound(
+        self,
+        x0: Int[Tensor, "B L"],
+        target: Bool[Tensor, "B L"],
+        places: Float[Tensor, " B"],
+        noise: Float[Tensor, "draws B L"],
+    ) -> Bound:
+        """The training bound at times `places` on [0, 1) under uniform `noise`."""
+        raise NotImplementedError
+
+    def nll_draws(
+        self, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"], index: Int[Tensor, " B"], draws: int
+    ) -> Float[Tensor, "B draws"]:
+        """Unbiased draws of the headline score (`bound_kind`) of held-out windows, nats per window."""
+        raise NotImplementedError
+
+    def other_scores(self) -> dict[str, Callable[..., Float[Tensor, "B draws"]]]:
+        """Further scores by name, same signature as `nll_draws`; exact ones are called "exact, ..."."""
+        return {}
+
+    def sample(
+        self,
+        given: Int[Tensor, "B L"],
+        free: Bool[Tensor, "B L"],
+        rng: torch.Generator,
+        sampler: str | None = None,
+        **options: Any,
+    ) -> sampling.Sample:
+        """Generate the `free` positions, by the first of `samplers` unless another is named.
+
+        Raises:
+            UserError: for a sampler that this model does not have.
+        """
+        name = sampler or next(iter(self.samplers))
+        if name not in self.samplers:
+            raise UserError(f"{type(self).__name__} samples by {', '.join(self.samplers)}, not by {name!r}")
+        return self.samplers[name](given, free, rng, **options)
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def training_noise(self, batch: dict[str, Any]) -> tuple[Float[Tensor, " B"], Float[Tensor, "draws B L"]]:
+        """Times and corruption noise: functions of (seed, global batch, row), for any number of processes."""
+        step, rows, size = batch["step"], batch["rows"].tolist(), batch["size"]
+        places = lattice(generator(self.seed, Stream.TIME, step).random(), rows, size)
+        keys = [step * size + row for row in rows]
+        noise = uniforms(self.seed, Stream.CORRUPTION, keys, self.noise_draws, batch["x0"].shape[1])
+        return places.to(self.device), noise.transpose(0, 1).to(self.device)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        if self.backbone.dropout.p > 0:
+            torch.manual_seed(
+                stream_seed(self.seed, Stream.DROPOUT, batch["step"] * batch["size"] + int(batch["rows"][0]))
+            )
+        bound = self.bound(batch["x0"], batch["target"], *self.training_noise(batch))
+        targets = batch["target"].sum().to(bound.objective.dtype)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(targets)
+            targets = targets / dist.get_world_size()
+        nelbo = bound.nelbo.detach()
+        scored = (nelbo != 0).sum()  # positions that carried a loss
+        return {"loss": bound.objective.sum() / targets, "nelbo": nelbo.sum() / targets, "scored": scored}
+
+    def configure_optimizers(self):
+        optimizer = self.optim.optimizer(self)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: self.optim.factor(i, self.total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- held-out scores ----------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        for metric in self.held_out.values():
+            metric.reset()  # pyright: ignore[reportCallIssue]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        nats = self.nll_draws(batch["x0"], batch["target"], batch["index"], self.eval_draws)
+        self.held_out[SPLITS[dataloader_idx]](nats, batch["target"].sum(1), batch["index"])
+
+    def on_validation_epoch_end(self) -> None:
+        self.scores = {split: metric.compute() for split, metric in self.held_out.items()}  # pyright: ignore
+        self.log("tune/nll", self.scores["tune"].nll, logger=False, rank_zero_only=False)
+
+    # -- what a checkpoint says about itself ----------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["identity"] = self.identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another vocabulary, method, parameterisation or corpus.
+
+        Raises:
+            UserError: naming the first difference.
+        """
+        saved = checkpoint.get("identity", {})
+        for key, ours in self.identity.items():
+            if key in saved and saved[key] != ours:
+                raise UserError(f"the checkpoint was trained with {key}={saved[key]}, this run has {key}={ours}")
+
+
+class AutoregressiveLM(LanguageModel):
+    """-log p(x0) = sum_i -log p(x0^i | x0^{<i}), the first token after a start symbol: every token is scored."""
+
+    bound_kind = "exact"
+
+    def __init__(self, backbone: Transformer, **kwargs: Any):
+        if not backbone.causal:
+            raise UserError("an autoregressive model needs backbone.causal=true")
+        super().__init__(backbone, **kwargs)
+        self.samplers = {"autoregressive": self._autoregressive}
+
+    def token_nll(self, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        start = torch.full_like(x0[:, :1], self.vocab_size)
+        nll = self.backbone.cross_entropy(torch.cat([start, x0[:, :-1]], 1), None, x0, target)
+        return torch.zeros(x0.shape, dtype=nll.dtype, device=nll.device).masked_scatter(target, nll)
+
+    def bound(self, x0, target, places, noise):
+        nll = self.token_nll(x0, target)
+        return Bound(nll, nll.sum(1))
+
+    def nll_draws(self, x0, target, index, draws):
+        return self.token_nll(x0, target).double().sum(1, keepdim=True)
+
+    def _autoregressive(self, given, free, rng, **options):
+        return sampling.autoregressive(self.backbone, given, free, rng, **options)
+
+
+class DiffusionLM(LanguageModel):
+    """A process, and a network that undoes it."""
+
+    process_types: tuple[type[Process], ...] = (Process,)
+
+    def __init__(self, process: Process, backbone: Transformer, **kwargs: Any):
+        if not isinstance(process, self.process_types):
+            expected = " or ".join(t.__name__ for t in self.process_types)
+            raise UserError(f"{type(self).__name__} trains {expected}, not {type(process).__name__}")
+        if backbone.causal:
+            raise UserError(f"{type(process).__name__} reads both directions: it needs backbone.causal=false")
+        if process.time_dependent and backbone.time is None:
+            raise UserError(
+                f"{type(process).__name__}'s optimal network depends on the time: set backbone.time=additive"
+            )
+        super().__init__(backbone, **kwargs)
+        self.process = process
+        self.noise_draws = process.noise_draws
+        self.bound_kind = process.bound_kind
+        self.identity["predicts"] = process.predicts
+        self.samplers = {"ancestral": self._bind(sampling.ancestral), "tau_leap": self._bind(sampling.tau_leap)}
+        if likelihood.is_mask_predictor(process):
+            self.samplers |= {
+                "first_hitting": self._bind(sampling.first_hitting),
+                "ordered": self._bind(sampling.ordered),
+            }
+
+    def _bind(self, sampler):
+        return lambda given, free, rng, **options: sampler(
+            self.process, self.backbone, given, free, rng, **options
+        )
+
+    def bound(self, x0, target, places, noise):
+        return self.process.loss(self.backbone, x0, self.process.times(places), target, noise)
+
+    def nll_draws(self, x0, target, index, draws):
+        estimator = likelihood.continuous_nelbo
+        if likelihood.is_mask_predictor(self.process):
+            estimator = likelihood.any_order_nelbo
+        return estimator(self.process, self.backbone, x0, target, index, draws, self.seed_of_evaluation)
+
+    seed_of_evaluation = 0  # common random numbers: the same for every run, so that losses compare in pairs
+
+    def other_scores(self):
+        if not likelihood.is_mask_predictor(self.process):
+            return {}
+        return {"exact, left to right": self._left_to_right}
+
+    def _left_to_right(self, x0, target, index, draws):
+        return likelihood.left_to_right_nll(self.process, self.backbone, x0, target)[:, None]
+
+
+class MaskedDiffusionLM(DiffusionLM):
+    """MD4, any-order and GenMD4; logs what GenMD4's schedule has learned."""
+
+    process_types = (MaskedDiffusion,)
+
+    def learned_schedule(self) -> dict[str, float]:
+        """The least, mean and largest exponent w of GenMD4's schedule; empty for a fixed one."""
+        if not isinstance(self.process, GenMaskedDiffusion):
+            return {}
+        w = self.process.schedule.w.detach()
+        return {"w/min": w.min().item(), "w/mean": w.mean().item(), "w/max": w.max().item()}
+
+
+class UniformDiffusionLM(DiffusionLM):
+    """Shuffle: SEDD's uniform process in the leave-one-out parameterisation."""
+
+    process_types = (UniformDiffusion,)
+
+
+class FlowMatchingLM(DiffusionLM):
+    """Discrete flow matching. Its uniform source is scored by the tight bound of uniform diffusion (after turning
+    posteriors into leave-one-out posteriors); the path bound of flow matching itself is reported beside it."""
+
+    process_types = (FlowMatching,)
+
+    def __init__(self, process: FlowMatching, backbone: Transformer, **kwargs: Any):
+        super().__init__(process, backbone, **kwargs)
+        if process.mask_id is None:
+            self.tight = process.as_uniform_diffusion()
+            self.bound_kind = self.tight.bound_kind
+
+    def nll_draws(self, x0, target, index, draws):
+        if self.process.mask_id is not None:  # pyright: ignore[reportAttributeAccessIssue]
+            return super().nll_draws(x0, target, index, draws)
+        denoise = self.process.loo_denoise(self.backbone)  # pyright: ignore[reportCallIssue]
+        return likelihood.continuous_nelbo(self.tight, denoise, x0, target, index, draws, self.seed_of_evaluation)
+
+    def other_scores(self):
+        if self.process.mask_id is not None:  # pyright: ignore[reportAttributeAccessIssue]
+            return super().other_scores()
+        return {self.process.bound_kind: self._path_bound}
+
+    def _path_bound(self, x0, target, index, draws):
+        return likelihood.continuous_nelbo(
+            self.process, self.backbone, x0, target, index, draws, self.seed_of_evaluation
+        )

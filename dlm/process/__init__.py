@@ -1,0 +1,17 @@
+"""Every way of destroying a sequence, one file per family."""
+
+from dlm.process.base import Bound, Denoise, Process
+from dlm.process.flow import FlowMatching
+from dlm.process.masked import AnyOrder, GenMaskedDiffusion, MaskedDiffusion
+from dlm.process.uniform import UniformDiffusion
+
+__all__ = [
+    "AnyOrder",
+    "Bound",
+    "Denoise",
+    "FlowMatching",
+    "GenMaskedDiffusion",
+    "MaskedDiffusion",
+    "Process",
+    "UniformDiffusion",
+]

@@ -1,0 +1,149 @@
+"""Discrete flow matching: the factorised mixture path between a source and the data.
+
+Flow matching's own clock is tau = 1 - t and its kappa_tau is our alpha_t; a token is *kept* with probability
+kappa and drawn from the source otherwise.  The conditional process jumps once, straight to x0, and the model
+replaces the unknown x0 by its posterior mu = p(x0^i | x_t):
+
+    conditional rate z -> y:  w(t) (1[y = x0] - 1[y = z]),      model rate:  w(t) (mu_y - 1[y = z]),
+    w(t) = kappa' / (1 - kappa) = -alpha'/(1 - alpha).
+
+Training is either cross-entropy on x0 with weight one (the lecture's algorithm 8; Campbell et al. 2024; Gat et al.
+2024), or the path bound itself, the generalised Kullback-Leibler divergence
+
+    ell_t = w(t) [ 1[z = x0] - mu_z - (1 - 1[z = x0]) log mu_x0 ]          (Lipman et al. 2024).
+
+For a mask source with carried-over visible tokens this is MD4's bound term by term.  For a uniform source it is
+valid but looser than uniform diffusion's (by up to one nat per token, even for a perfect network), because the
+conditional process is not Markov after marginalisation; `as_uniform_diffusion` gives the tight one.
+"""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from dlm.errors import UserError
+from dlm.process.base import Bound, Process, token_nll
+from dlm.process.masked import carry_over
+from dlm.process.schedule import Linear, Schedule
+from dlm.process.uniform import UniformDiffusion, posterior_to_loo, token_log_q
+
+
+class FlowMatching(Process):
+    """The mixture path from a mask or a uniform source, trained by `objective`."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        source: Literal["mask", "uniform"] = "mask",
+        objective: Literal["cross_entropy", "generalised_kl"] = "cross_entropy",
+        schedule: Schedule | None = None,
+        t_min: float | None = None,
+        t_max: float = 1.0,
+    ):
+        if source not in ("mask", "uniform"):
+            raise UserError(f"flow matching has the sources mask and uniform, not {source!r}")
+        if objective not in ("cross_entropy", "generalised_kl"):
+            raise UserError(f"flow matching trains by cross_entropy or generalised_kl, not {objective!r}")
+        self_masks = source == "mask"
+        default_t_min = 0.0 if self_masks else 1e-3
+        super().__init__(vocab_size, vocab_size + self_masks, default_t_min if t_min is None else t_min, t_max)
+        self.schedule = schedule or Linear()
+        self.source, self.objective = source, objective
+        self.mask_id = vocab_size if self_masks else None
+        self.time_dependent = not self_masks
+        self.bound_kind = "any-order NELBO" if self_masks else "flow path bound"
+
+    def prior(self, noise):
+        if self.mask_id is not None:
+            return torch.full(noise.shape, self.mask_id, dtype=torch.long, device=noise.device)
+        return (noise * self.vocab_size).long().clamp(max=self.vocab_size - 1)
+
+    def corrupt(self, x0, t, noise):
+        u = self.schedule.u(t)[:, None]
+        replaced = noise < u
+        return torch.where(replaced, self.prior(torch.where(replaced, noise / u, 0.0)), x0)
+
+    def log_q(self, x_t, x0, t):
+        if self.mask_id is None:
+            return token_log_q(self.schedule, self.vocab_size, x_t, x0, t)
+        u, alpha = self.schedule.u(t)[:, None], self.schedule.alpha(t)[:, None]
+        return torch.where(x_t == self.mask_id, u.log(), torch.where(x_t == x0, alpha.log(), -torch.inf))
+
+    def mu(self, logits, x_t):
+        """The posterior over clean tokens; a visible token of a masked sequence is its own."""
+        if self.mask_id is not None:
+            logits = carry_over(logits, x_t, self.mask_id)
+        return logits.softmax(-1)
+
+    def rates(self, logits, x_t, t):
+        return self._towards(self.mu(logits, x_t), x_t, t)
+
+    def conditional_rates(self, x0, x_t, t):
+        return self._towards(F.one_hot(x0, self.vocab_size).to(t.dtype), x_t, t)
+
+    def _towards(self, mu, x_t, t):
+        """Jump at rate w(t) to a draw from mu; a draw that repeats x_t is no jump."""
+        mu = F.pad(mu, (0, self.num_states - self.vocab_size))
+        jump = mu * ~F.one_hot(x_t, self.num_states).bool()
+        return self.schedule.unmask_rate(t)[:, None, None].to(mu.dtype) * jump
+
+    def event_prob(self, x_t, t, s):
+        """The exact increment (kappa_s - kappa_t) / (1 - kappa_t) of the mixture path, always in [0, 1]."""
+        u_t, u_s = self.schedule.u(t), self.schedule.u(s)
+        u_s = torch.where(s <= 0, torch.zeros_like(u_s), u_s)
+        prob = ((u_t - u_s) / u_t)[:, None].expand(x_t.shape)
+        return prob if self.mask_id is None else prob * (x_t == self.mask_id)
+
+    def event(self, logits, x_t, t, s):
+        return F.pad(self.mu(logits, x_t), (0, self.num_states - self.vocab_size))
+
+    def nelbo(self, logits, x0, x_t, t):
+        mu = self.mu(logits, x_t)
+        right = x_t == x0
+        mu_seen = F.pad(mu, (0, 1)).gather(-1, x_t[..., None])[..., 0]
+        mu_clean = mu.gather(-1, x0[..., None])[..., 0]
+        log_clean = torch.log(torch.where(right, 1.0, mu_clean))
+        return self.schedule.unmask_rate(t)[:, None].to(mu.dtype) * (
+            right * (1 - mu_seen) - mu_seen * ~right - log_clean
+        )
+
+    def boundary(self, denoise, x0, noise):
+        """-log mu(x0 | x_tmin): a network that is not certain near t = 0 makes the uniform integrand diverge."""
+        if self.t_min == 0:
+            return super().boundary(denoise, x0, noise)
+        t = torch.full((len(x0),), self.t_min, dtype=noise.dtype, device=x0.device)
+        z = self.corrupt(x0, t, noise)
+        mu = self.mu(denoise(z, t).to(noise.dtype), z)
+        return -mu.gather(-1, x0[..., None])[..., 0].log()
+
+    def loss(self, denoise, x0, t, target, noise):
+        x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
+        if self.objective == "generalised_kl":
+            ell = (self.t_max - self.t_min) * self.nelbo(denoise(x_t, t), x0, x_t, t) * target
+            return Bound(ell, ell.sum(1))
+        if self.mask_id is not None:
+            nll = token_nll(denoise, x_t, t, x0, target & (x_t == self.mask_id))
+            return Bound(self._span_weight(t).to(nll.dtype) * nll.detach(), nll.sum(1))
+        logits = denoise(x_t, t)
+        nll = F.cross_entropy(logits.transpose(1, 2), x0, reduction="none") * target
+        ell = (self.t_max - self.t_min) * self.nelbo(logits.detach(), x0, x_t, t) * target
+        return Bound(ell, nll.sum(1))
+
+    def _span_weight(self, t):
+        return (self.t_max - self.t_min) * self.schedule.unmask_rate(t)[:, None]
+
+    def as_uniform_diffusion(self, t_min: float = 1e-3, t_max: float = 0.999) -> UniformDiffusion:
+        """The uniform diffusion with this path's marginals; its bound takes `posterior_to_loo` logits."""
+        if self.mask_id is not None:
+            raise UserError("only a uniform source has a uniform-diffusion bound; this one is masked")
+        return UniformDiffusion(self.vocab_size, self.schedule, t_min, t_max)
+
+    def loo_denoise(self, denoise):
+        """A denoiser that means the leave-one-out posterior, from this process's posterior network."""
+
+        def converted(x_t, t, where=None):
+            logits = posterior_to_loo(self.schedule, denoise(x_t, t).double(), x_t, t)
+            return logits if where is None else logits[where]
+
+        return converted

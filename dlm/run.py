@@ -1,0 +1,142 @@
+"""A run's directory: what lies in it, and how it survives being killed at any moment.
+
+    config.yaml      the resolved configuration
+    metrics.jsonl    append-only; one object per training or evaluation row; the last of a repeated step counts
+    windows.jsonl    append-only; every held-out window's score, for paired comparisons
+    last.ckpt        where an interrupted run continues; best.ckpt, the lowest tune loss
+    record.json      written last: the run is finished
+
+Whole files are written beside their place and moved into it, so a reader never sees half of one.
+"""
+
+import fcntl
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from dlm.errors import UserError
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config, self.record = path / "config.yaml", path / "record.json"
+        self.metrics, self.windows = path / "metrics.jsonl", path / "windows.jsonl"
+        self.last, self.best = path / "last.ckpt", path / "best.ckpt"
+
+    def create(self) -> None:
+        """Raises UserError if the directory cannot be made or written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / ".writable", b"")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
+
+    @property
+    def finished(self) -> bool:
+        return self.record.is_file()
+
+    def read_record(self) -> dict[str, Any]:
+        return read_json(self.record)
+
+    def read_config(self) -> dict[str, Any]:
+        """Raises UserError if this is no run directory."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
+        return yaml.safe_load(self.config.read_text())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run against a second process; the lock dies with its holder.
+
+        Raises:
+            UserError: if another process is training this very run.
+        """
+        with open(self.path / ".lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is training {self.path}") from error
+            yield
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """One line in one write. A line that a crash tore is ended first, so that it cannot swallow this one."""
+    line = json.dumps(row) + "\n"
+    with open(path, "a+b") as file:
+        if file.tell() and not ends_with_newline(path):
+            line = "\n" + line
+        file.write(line.encode())
+
+
+def ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, move into place."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError naming the file if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that exist whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(checkpoint, beside)
+        except (OSError, RuntimeError) as error:
+            beside.unlink(missing_ok=True)
+            raise UserError(f"cannot write the checkpoint {path}: {error}") from error
+        os.replace(beside, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path), map_location)
+
+
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Raises UserError naming the file if it is missing, truncated or not a checkpoint."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the checkpoint {path} is truncated or corrupt ({reason}): delete it to start over"
+        ) from error
