@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +119,41 @@ ConfigStore.instance().store(name="run_schema", node=RunConfig)
 UNNAMED = ("trainer", "logger", "output_dir", "vocab_size", "study", "scale", "cell", "arm")
 
 
-def run_name(config: dict[str, Any]) -> str:
-    """`<cell>-<arm>-s<seed>-<hash>`: stable, and different whenever anything that decides the numbers is."""
+def run_name(cfg: Any) -> str:
+    """`<cell>-<arm>-s<seed>-<hash>`: stable, and different whenever anything that decides the numbers is.
+
+    Where a run happens (trainer, logger, folders) is no part of it, nor the vocabulary, which the data decides.
+    """
+    config = resolved(OmegaConf.merge(cfg, {"vocab_size": 0}))
     decisive = {k: v for k, v in config.items() if k not in UNNAMED}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k != "cache_dir"}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-    arm = config["arm"] or config["method"].get("process", {}).get("_target_", config["method"]["_target_"])
-    parts = [config["cell"], arm.rsplit(".", 1)[-1].lower(), f"s{config['seed']}", digest]
+    method = config["method"].get("process", config["method"])["_target_"].rsplit(".", 1)[-1].lower()
+    parts = [config["cell"], config["arm"] or method, f"s{config['seed']}", digest]
     return "-".join(part for part in parts if part)
+
+
+def run_path(cfg: Any) -> Path:
+    return Path(cfg.output_dir) / cfg.study / cfg.scale / "runs" / run_name(cfg)
 
 
 def resolved(cfg: Any) -> dict[str, Any]:
     """The configuration as plain, resolved data (a DictConfig in a checkpoint could not be loaded again)."""
     return OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportReturnType]
+
+
+def command_line(schema: type, arguments: list[str]) -> Any:
+    """`key=value` arguments as an instance of a dataclass.
+
+    Raises:
+        UserError: for an unknown key, a wrong type or anything that is not key=value.
+    """
+    for argument in arguments:
+        key = argument.split("=", 1)[0]
+        if "=" not in argument or key not in {f.name for f in fields(schema)}:
+            known = ", ".join(f.name for f in fields(schema))
+            raise UserError(f"do not understand {argument!r}: expected key=value with a key of {known}")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(arguments)))
 
 
 CONFIG_ERRORS = (
@@ -156,8 +178,5 @@ def entry(main: Callable[[], object]) -> None:
     try:
         main()
     except (UserError, *CONFIG_ERRORS) as error:
-        cause = error
-        while isinstance(cause, hydra.errors.InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

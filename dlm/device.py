@@ -12,7 +12,7 @@ import torch
 
 from dlm.errors import UserError
 
-BF16_FROM_DIM = 128
+BF16_FROM_DIM = 96
 
 
 def has_amx() -> bool:

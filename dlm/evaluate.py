@@ -5,7 +5,7 @@ for, at the checkpoint with the lowest loss on the tune split.
 """
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,6 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
     return model.eval(), data, run
 
 
-def command_line(schema: type, arguments: list[str]) -> Any:
-    """`key=value` arguments as an instance of a dataclass.
-
-    Raises:
-        UserError: for an unknown key, a wrong type or anything that is not key=value.
-    """
-    for argument in arguments:
-        key = argument.split("=", 1)[0]
-        if "=" not in argument or key not in {f.name for f in fields(schema)}:
-            known = ", ".join(f.name for f in fields(schema))
-            raise UserError(f"do not understand {argument!r}: expected key=value with a key of {known}")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(arguments)))
-
-
 @dataclass
 class Command(Settings):
     """The command line of this module."""
@@ -158,7 +144,7 @@ class Command(Settings):
 
 
 def main() -> None:
-    command: Command = command_line(Command, sys.argv[1:])
+    command: Command = config.command_line(Command, sys.argv[1:])
     if not command.run:
         raise UserError("which run? python -m dlm.evaluate run=outputs/<study>/<scale>/runs/<run>")
     if command.split not in DataModule.split_names:
@@ -174,7 +160,8 @@ def main() -> None:
     for row in filter(None, rows):
         print(
             f"{row['nats_per_token']:.4f} ± {row['se']:.4f} nats per token, {row['bits_per_char']:.4f} ± "
-            f"{row['se_bits']:.4f} bits per character   {row['kind']}, {row['windows']} windows x {row['draws']} draws"
+            f"{row['se_bits']:.4f} bits per character   {row['kind']}, "
+            f"{row['windows']} windows x {row['draws']} draws"
         )
 
 

@@ -100,8 +100,8 @@ nav { font-size: .92rem; margin: 1.6rem 0; } nav a { margin-right: 1.1rem; white
 .warning { background: #fff6e5; border-left: 3px solid #e0a100; padding: .7rem 1rem; max-width: 44rem; }
 figure { margin: 1.4rem 0 2rem; max-width: 58rem; } .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 figure svg { width: 100%; height: auto; min-width: 40rem; display: block; }
-figcaption, .caption { color: var(--soft); font-size: .9rem; text-align: left; max-width: 48rem; line-height: 1.5; }
-figcaption { margin-top: .5rem; } caption { padding-bottom: .5rem; caption-side: top; }
+figcaption, .caption { color: var(--soft); font-size: .9rem; max-width: 48rem; line-height: 1.5; }
+figcaption { margin-top: .5rem; } .caption { margin: 1.8rem 0 0; } .caption + .wide table { margin-top: .6rem; }
 code { font: .86em/1.4 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 th { font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--ink); vertical-align: bottom; }

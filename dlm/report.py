@@ -26,8 +26,10 @@ import numpy as np
 import pandas as pd
 import yaml
 from markupsafe import Markup
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from dlm.crossing import Curve
@@ -79,7 +81,7 @@ def latest(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One planned run and what its directory holds. `problem` says why it cannot be compared, if it cannot."""
+    """One planned run and what its directory holds; `record` is empty until it has finished."""
 
     name: str
     cell: str
@@ -88,7 +90,7 @@ class Run:
     planned: dict[str, Any]
     evaluations: list[dict[str, Any]]
     windows: list[dict[str, Any]]
-    record: dict[str, Any] | None
+    record: dict[str, Any]
     config: dict[str, Any]
 
     @classmethod
@@ -104,15 +106,16 @@ class Run:
             planned=planned,
             evaluations=latest((r for r in read_lines(directory / "metrics.jsonl") if "report/nll" in r), "step"),
             windows=latest(read_lines(directory / "windows.jsonl"), "step", "split"),
-            record=read_json(record) if record.is_file() else None,
+            record=read_json(record) if record.is_file() else {},
             config=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
         )
 
     @property
     def problem(self) -> str | None:
-        if self.record is None and not self.evaluations:
+        """Why the run cannot be compared; None if it can."""
+        if not self.record and not self.evaluations:
             return "not started"
-        if self.record is None:
+        if not self.record:
             return f"unfinished: last evaluation at epoch {self.evaluations[-1]['epoch']:.3g}"
         if self.curve is None:
             return "finished, but without finite losses per held-out window"
@@ -138,7 +141,7 @@ class Run:
         epochs, tokens, flops = (
             np.array([row[key] for row in rows], float) for key in ("epoch", "tokens", "flops")
         )
-        stopped = (self.record or {}).get("stopped")
+        stopped = self.record.get("stopped")
         return Curve(self.name, self.seed, epochs, tokens, flops, tune, report, stopped)
 
 
@@ -174,12 +177,16 @@ class Study:
             (r for r in self.compared if r.cell == cell and r.arm == arm), key=lambda r: (r.seed, r.name)
         )
 
+    def curves(self, cell: str, arm: str) -> list[Curve]:
+        """The curves of `of`."""
+        return [run.curve for run in self.of(cell, arm) if run.curve is not None]
+
     @cached_property
     def fingerprint(self) -> str | None:
         """The data all finished runs share. Raises UserError where they were not trained on the same data."""
         found: dict[str, str] = {}
         for run in self.runs:
-            if run.record is not None:
+            if run.record:
                 found.setdefault(str(run.record.get("data", {}).get("fingerprint")), run.name)
         if len(found) > 1:
             listed = ", ".join(f"{run} has {mark}" for mark, run in found.items())
@@ -249,7 +256,7 @@ INKS = {  # autoregressive models in black and warm tones, diffusion in blues an
 }
 SPARE = ("#117733", "#88a0dc", "#44aa99", "#1f4e79")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.labelcolor": "#444444",
@@ -281,10 +288,10 @@ def ink(arm: str) -> Ink:
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, Any]:
     """A figure (inches) and its [rows, columns] axes in the house style."""
-    shape = {"figsize": (width, height), "squeeze": False, "layout": "constrained"}
+    engine = ConstrainedLayoutEngine(h_pad=0.08, hspace=0.06 if rows > 1 else 0)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, **shape, **options)
-    figure.get_layout_engine().set(h_pad=0.08, hspace=0.06 if rows > 1 else 0)
+        size = (width, height)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout=engine, **options)
     return figure, axes
 
 
@@ -310,11 +317,9 @@ def key(figure: Canvas, marks: Sequence[Line2D]) -> None:
 def log_axis(axis: Any, ticks: Sequence[float] = ()) -> None:
     """A log scale with plainly written ticks at 1, 2, 5 (or at `ticks`) instead of powers of ten."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(
-        matplotlib.ticker.FixedLocator(ticks) if len(ticks) else matplotlib.ticker.LogLocator(subs=(1, 2, 5))
-    )
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axis.set_major_locator(ticker.FixedLocator(ticks) if len(ticks) else ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 class Tag(NamedTuple):
@@ -331,7 +336,7 @@ def label_right(axes: Axes, tags: Sequence[Tag], size: float = 8.5) -> None:
     Call it last: it reads the limits. Raises nothing; tags beyond the limits are written at the edge.
     """
     low, high = axes.get_ylim()
-    inches = axes.get_position().height * axes.figure.get_figheight()
+    inches = axes.get_window_extent().height / axes.figure.dpi
     gap = (high - low) * size * 1.25 / 72 / inches
     tags = sorted(tags, key=lambda tag: tag.y)
     ys = spread([min(max(tag.y, low), high) for tag in tags], gap)
@@ -369,7 +374,8 @@ def save(figure: Canvas, directory: Path, name: str) -> Markup:
     target = directory / "figures"
     target.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
+    style: dict[Any, Any] = STYLE | {"svg.hashsalt": name}
+    with plt.rc_context(style):
         figure.savefig(text, format="svg", metadata={"Date": None})
         figure.savefig(target / f"{name}.png")
     plt.close(figure)

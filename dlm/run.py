@@ -36,13 +36,15 @@ class RunDirectory:
         self.last, self.best = path / "last.ckpt", path / "best.ckpt"
 
     def create(self) -> None:
-        """Raises UserError if the directory cannot be made or written."""
+        """Make the directory ready for (more) training. Raises UserError if it cannot be made or written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / ".writable", b"")
             (self.path / ".writable").unlink()
         except OSError as error:
             raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
+        for rows in (self.metrics, self.windows):
+            drop_torn_line(rows)
 
     @property
     def finished(self) -> bool:
@@ -73,18 +75,17 @@ class RunDirectory:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One line in one write. A line that a crash tore is ended first, so that it cannot swallow this one."""
-    line = json.dumps(row) + "\n"
-    with open(path, "a+b") as file:
-        if file.tell() and not ends_with_newline(path):
-            line = "\n" + line
-        file.write(line.encode())
+    """One line, in one write."""
+    with open(path, "ab") as file:
+        file.write((json.dumps(row) + "\n").encode())
 
 
-def ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a killed process left of its last line, so that the next row starts on a line of its own."""
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -68,7 +68,7 @@ def build_model(cfg: DictConfig, fingerprint: str, total_steps: int) -> Language
 def build_trainer(
     cfg: DictConfig, run: RunDirectory, model: LanguageModel, data: DataModule, steps: int
 ) -> lightning.Trainer:
-    """Lightning's Trainer, with evaluation at logarithmically spaced epochs and checkpoints that survive a kill."""
+    """Lightning's Trainer: evaluation at logarithmically spaced epochs, checkpoints that survive a kill."""
     t, evaluation = cfg.trainer, cfg.evaluation
     marks = callbacks.evaluation_steps(steps, data.steps_per_epoch, evaluation.per_octave, evaluation.first_epoch)
     flops = model.backbone.flops_per_token(data.source.seq_len) * model.noise_draws
@@ -217,7 +217,7 @@ def train(cfg: DictConfig) -> Path:
         torch.set_num_threads(cfg.trainer.threads)
     data = build_data(cfg)
     plain = config.resolved(cfg)
-    run = RunDirectory(Path(cfg.output_dir) / cfg.study / cfg.scale / "runs" / config.run_name(plain))
+    run = RunDirectory(config.run_path(cfg))
     if run.finished:
         print(f"already finished: {run.path}")
         return run.path

@@ -201,21 +201,16 @@ def average(world, per_sequence):
 
 def expected_boundary(process, denoise, world):
     """The boundary terms for every clean sequence, averaged over their own corruption exactly: [N]."""
-    row, (z,), q = reachable(process, world, process.t_min) if process.t_min > 0 else clean_only(world)
+    row, (z,), q = reachable(process, world, process.t_min)
     x0 = world.clean[row]
-    noise = noise_for(process, x0, z, process.t_min) if process.t_min > 0 else torch.full(z.shape, 0.5, dtype=F64)
-    value = process.boundary(denoise, x0, noise).sum(-1)
+    value = process.boundary(denoise, x0, noise_for(process, x0, z, process.t_min)).sum(-1)
     return torch.zeros(len(world.clean), dtype=F64).index_add(0, row, q * value)
-
-
-def clean_only(world):
-    return torch.arange(len(world.clean)), [world.clean], torch.ones(len(world.clean), dtype=F64)
 
 
 NOISE = torch.cat(
     [
-        10.0 ** torch.linspace(-18, -0.005, 3001, dtype=F64),
-        (torch.arange(1000, dtype=F64) + 0.5) / 1000,
+        10.0 ** torch.linspace(-36, -0.005, 1081, dtype=F64),
+        (torch.arange(300, dtype=F64) + 0.5) / 300,
         1 - 10.0 ** torch.linspace(-15, -1, 57, dtype=F64),
     ]
 )
@@ -292,21 +287,19 @@ def step_bound(process, denoise, world, grid):
 
 def generator(process, rates):
     """The matrix [M M], column = from, of single-position jumps with `rates` [M L S] out of every state."""
-    states = sequences(process.num_states, rates.shape[1])
-    size = process.num_states
+    size, length = process.num_states, rates.shape[1]
+    states = sequences(size, length)
+    jumps = states[:, None, None, :].repeat(1, length, size, 1)
+    for position in range(length):
+        jumps[:, position, :, position] = torch.arange(size)
+    start = torch.arange(len(states))[:, None, None].expand(-1, length, size)
+    flow = rates * (jumps != states[:, None, None]).any(-1)
     matrix = torch.zeros(len(states), len(states), dtype=F64)
-    for i, x in enumerate(states):
-        for position in range(len(x)):
-            for y in range(size):
-                if y != x[position]:
-                    to = x.clone()
-                    to[position] = y
-                    matrix[index(to, size), i] += rates[i, position, y]
-                    matrix[i, i] -= rates[i, position, y]
-    return matrix
+    matrix.index_put_((index(jumps, size), start), flow, accumulate=True)
+    return matrix - torch.diag(matrix.sum(0))
 
 
-def model_law(process, denoise, world, steps=600, a=1e-7, b=1 - 1e-7):
+def model_law(process, denoise, world, steps=300, a=1e-7, b=1 - 1e-7):
     """The law at t = a of the model's Markov chain started from the prior at t = b, over all states [M].
 
     Frozen generators at the midpoints of a logit-spaced grid: second order in the step.

@@ -57,7 +57,7 @@ def unified(alpha, dalpha, x0, z, mu):
 
 
 def udlm(alpha, dalpha, x0, z, mu):
-    """(alpha'/(V alpha)) { V/b_z - V/m_z - sum_j b_j/b_z log(m_z b_j / (m_j b_z)) }, b = V q(.|x0), m = V q(.|mu)."""
+    """(alpha'/(V alpha)) { V/b_z - V/m_z - sum_j b_j/b_z log(m_z b_j / (m_j b_z)) }, b = V q(x0), m = V q(mu)."""
     v = mu.shape[-1]
     bar = v * alpha[:, None] * F.one_hot(x0, v) + 1 - alpha[:, None]
     bar_mu = v * alpha[:, None] * mu + 1 - alpha[:, None]

@@ -142,9 +142,16 @@ class Process(nn.Module):
         return generalised_kl(self.conditional_rates(x0, x_t, t), self.rates(logits, x_t, t), x_t)
 
     def boundary(
-        self, denoise: Denoise, x0: Int[Tensor, "B L"], noise: Float[Tensor, "B L"]
+        self,
+        denoise: Denoise,
+        x0: Int[Tensor, "B L"],
+        noise: Float[Tensor, "B L"],
+        target: Bool[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L"]:
-        """Reconstruction and prior terms: what the integral over (t_min, t_max) leaves out. Unbiased."""
+        """Reconstruction and prior terms: what the integral over (t_min, t_max) leaves out. Unbiased.
+
+        Positions outside `target` are read, not destroyed; their own entries mean nothing.
+        """
         return torch.zeros(x0.shape, dtype=noise.dtype, device=x0.device)
 
     def loss(

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from dlm.errors import UserError
 from dlm.process.base import Bound, Process, token_nll
-from dlm.process.masked import carry_over
+from dlm.process.masked import carry_over, uncovered
 from dlm.process.schedule import Linear, Schedule
-from dlm.process.uniform import UniformDiffusion, posterior_to_loo, token_log_q
+from dlm.process.uniform import UniformDiffusion, posterior_to_loo, prior_kl, token_log_q
 
 
 class FlowMatching(Process):
@@ -70,11 +70,14 @@ class FlowMatching(Process):
         u, alpha = self.schedule.u(t)[:, None], self.schedule.alpha(t)[:, None]
         return torch.where(x_t == self.mask_id, u.log(), torch.where(x_t == x0, alpha.log(), -torch.inf))
 
-    def mu(self, logits, x_t):
-        """The posterior over clean tokens; a visible token of a masked sequence is its own."""
+    def log_mu(self, logits, x_t):
+        """The log posterior over clean tokens; a visible token of a masked sequence is its own."""
         if self.mask_id is not None:
             logits = carry_over(logits, x_t, self.mask_id)
-        return logits.softmax(-1)
+        return logits.log_softmax(-1)
+
+    def mu(self, logits, x_t):
+        return self.log_mu(logits, x_t).exp()
 
     def rates(self, logits, x_t, t):
         return self._towards(self.mu(logits, x_t), x_t, t)
@@ -99,23 +102,27 @@ class FlowMatching(Process):
         return F.pad(self.mu(logits, x_t), (0, self.num_states - self.vocab_size))
 
     def nelbo(self, logits, x0, x_t, t):
-        mu = self.mu(logits, x_t)
-        right = x_t == x0
+        log_mu = self.log_mu(logits, x_t)
+        mu, right = log_mu.exp(), x_t == x0
         mu_seen = F.pad(mu, (0, 1)).gather(-1, x_t[..., None])[..., 0]
-        mu_clean = mu.gather(-1, x0[..., None])[..., 0]
-        log_clean = torch.log(torch.where(right, 1.0, mu_clean))
+        log_clean = torch.where(right, 0.0, log_mu.gather(-1, x0[..., None])[..., 0])
         return self.schedule.unmask_rate(t)[:, None].to(mu.dtype) * (
             right * (1 - mu_seen) - mu_seen * ~right - log_clean
         )
 
-    def boundary(self, denoise, x0, noise):
-        """-log mu(x0 | x_tmin): a network that is not certain near t = 0 makes the uniform integrand diverge."""
+    def boundary(self, denoise, x0, noise, target=None):
+        """-log mu(x0 | x_tmin): a network that is not certain near t = 0 makes the uniform integrand diverge;
+        and KL(q(x_tmax | x0) || source)."""
+        if self.mask_id is not None:
+            return uncovered(self, denoise, x0, noise, target)
+        prior = prior_kl(self.schedule.alpha(torch.tensor(self.t_max, dtype=torch.float64)), self.vocab_size)
         if self.t_min == 0:
-            return super().boundary(denoise, x0, noise)
+            return super().boundary(denoise, x0, noise) + prior
         t = torch.full((len(x0),), self.t_min, dtype=noise.dtype, device=x0.device)
         z = self.corrupt(x0, t, noise)
-        mu = self.mu(denoise(z, t).to(noise.dtype), z)
-        return -mu.gather(-1, x0[..., None])[..., 0].log()
+        z = z if target is None else torch.where(target, z, x0)
+        log_mu = self.log_mu(denoise(z, t).to(noise.dtype), z)
+        return prior - log_mu.gather(-1, x0[..., None])[..., 0]
 
     def loss(self, denoise, x0, t, target, noise):
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)

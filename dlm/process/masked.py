@@ -68,6 +68,9 @@ class MaskedDiffusion(Process):
         ce = F.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
         return self.schedule.unmask_rate(t)[:, None].to(ce.dtype) * (x_t == self.mask_id) * ce
 
+    def boundary(self, denoise, x0, noise, target=None):
+        return uncovered(self, denoise, x0, noise, target)
+
     def loss(self, denoise, x0, t, target, noise):
         """The same as the generic loss, asking the vocabulary head for masked positions only."""
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
@@ -75,6 +78,31 @@ class MaskedDiffusion(Process):
         weight = (self.t_max - self.t_min) * self.schedule.unmask_rate(t)
         nelbo = weight[:, None].to(nll.dtype) * nll
         return Bound(nelbo, nelbo.sum(1))
+
+
+def uncovered(
+    process: Process,
+    denoise: Denoise,
+    x0: Int[Tensor, "B L"],
+    noise: Float[Tensor, "B L"],
+    target: Bool[Tensor, "B L"] | None = None,
+) -> Float[Tensor, "B L"]:
+    """What u in [u(t_min), u(t_max)] leaves out of [0, 1], as the first and last step of a T-step bound:
+
+    u_min f(u_min) + (1 - u_max) f(1), with f(u) = (1/u) E_{masks at rate u} sum_masked CE; mostly nothing.
+    """
+    ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    masked_at_t_min, visible_at_t_max = process.schedule.u(ends)[0], process.schedule.alpha(ends)[1]
+    target = torch.ones_like(x0, dtype=torch.bool) if target is None else target
+    left_out = torch.zeros(x0.shape, dtype=noise.dtype, device=x0.device)
+    early, late = (torch.full((len(x0),), float(end), dtype=noise.dtype, device=x0.device) for end in ends)
+    if masked_at_t_min > 0:
+        x_t = torch.where(target, process.corrupt(x0, early, noise), x0)
+        left_out = left_out + token_nll(denoise, x_t, early, x0, x_t == process.mask_id)
+    if visible_at_t_max > 0:
+        first = token_nll(denoise, torch.where(target, process.mask_id, x0), late, x0, target)
+        left_out = left_out + visible_at_t_max * first
+    return left_out
 
 
 class AnyOrder(MaskedDiffusion):
@@ -173,7 +201,7 @@ class GenMaskedDiffusion(MaskedDiffusion):
         log_p = self.schedule.w * math.log(self.t_min)
         return log_p[x0].exp() * (torch.logsumexp(log_p, 0) - log_p[x0])
 
-    def boundary(self, denoise, x0, noise):
+    def boundary(self, denoise, x0, noise, target=None):
         return self.reconstruction(x0)
 
     def loss(self, denoise, x0, t, target, noise):
@@ -200,6 +228,3 @@ def carry_over(logits: Float[Tensor, "B L V"], x_t: Int[Tensor, "B L"], mask_id:
     visible = F.one_hot(x_t.clamp(max=logits.shape[-1] - 1), logits.shape[-1]).bool()
     certain = torch.full_like(logits, -torch.inf).masked_fill(visible, 0.0)
     return torch.where((x_t == mask_id)[..., None], logits, certain)
-
-
-__all__ = ["AnyOrder", "Denoise", "GenMaskedDiffusion", "MaskedDiffusion", "carry_over", "exact_count_mask"]

@@ -108,10 +108,11 @@ class UniformDiffusion(Process):
         prefactor = self.schedule.noise_rate(t)[:, None].to(dtype) / (v * torch.where(intact, q_clean, q_other))
         return prefactor * (kl + saito)
 
-    def boundary(self, denoise, x0, noise):
+    def boundary(self, denoise, x0, noise, target=None):
         """-log p(x0 | x_tmin) by the network's own posterior, and KL(q(x_tmax | x0) || uniform)."""
         t = torch.full((len(x0),), self.t_min, dtype=noise.dtype, device=x0.device)
         z = self.corrupt(x0, t, noise)
+        z = z if target is None else torch.where(target, z, x0)
         log_p = loo_to_posterior(self.schedule, denoise(z, t).to(noise.dtype), z, t)
         reconstruction = F.cross_entropy(log_p.transpose(1, 2), x0, reduction="none")
         alpha = self.schedule.alpha(torch.tensor(self.t_max, dtype=torch.float64))

@@ -62,7 +62,7 @@ def compute(study: Study) -> dict[str, Any]:
 
 def compare(study: Study, cell: dict[str, Any], process: str, baseline: str) -> dict[str, Any]:
     """X1, X2 and matched X2 of one process against one baseline in one cell; `missing` says why there are none."""
-    ours, theirs = ([run.curve for run in study.of(cell["cell"], arm)] for arm in (process, baseline))
+    ours, theirs = (study.curves(cell["cell"], arm) for arm in (process, baseline))
     found = {
         "cell": cell["cell"],
         "role": cell["role"],
@@ -118,7 +118,7 @@ def best(study: Study, cell: str, arm: str) -> dict[str, Any]:
 
 def is_smoke(study: Study) -> bool:
     """Whether the scale is the smoke test, or the curves are too short to mean anything."""
-    counts = [len(run.curve.epochs) for run in study.compared]
+    counts = [len(run.curve.epochs) for run in study.compared if run.curve is not None]
     return "smoke" in str(study.plan["scale"]) or not counts or float(np.median(counts)) < FEW
 
 
@@ -162,7 +162,7 @@ def in_words(comparison: dict[str, Any]) -> str:
     if comparison["missing"]:
         return comparison["missing"]
     same, so_far = crossing(comparison, "x1"), crossing(comparison, "x2")
-    spent = f" ({so_far.flops:.2g} FLOPs)" if so_far.crossed else ""
+    spent = f" ({so_far.flops:.2g} FLOPs)" if so_far.flops is not None else ""
     return f"X1 {same}, X2 {so_far}{spent}"
 
 
@@ -216,7 +216,7 @@ def verdict_table(results: dict[str, Any]) -> Table:
             rows.append([*head, chip("missing", "bad"), chip("missing", "bad"), "", c["missing"], "", ""])
             continue
         same, so_far, matched = (crossing(c, kind) for kind in KINDS)
-        share = f"{so_far.flops / so_far.baseline_flops:.1f}×" if so_far.crossed else "–"
+        share = f"{so_far.flops / so_far.baseline_flops:.1f}×" if so_far.flops is not None else "–"
         margin = plus_minus(so_far.difference, so_far.se, "+")
         rows.append([*head, where(same), where(so_far), share, where(matched), margin, f"{so_far.share:.0%}"])
     head = ["<cell", "<process", "<against", "<X1, epoch", "<X2, epoch", "X2 compute", "<X2 matched, epoch"]
@@ -259,7 +259,7 @@ def reached(curves: Sequence[Curve]) -> float:
 
 def by_arm(study: Study, cell: dict[str, Any]) -> list[tuple[dict[str, Any], list[Curve]]]:
     """The arms that have finished runs in a cell, in the order of the plan, each with its curves."""
-    arms = [(a, [run.curve for run in study.of(cell["cell"], a["arm"])]) for a in study.plan["arms"]]
+    arms = [(a, study.curves(cell["cell"], a["arm"])) for a in study.plan["arms"]]
     return [(a, curves) for a, curves in arms if curves]
 
 
@@ -327,12 +327,10 @@ def curves_figure(study: Study, results: dict[str, Any]) -> Markup:
 
 def mark_crossings(ax: Any, study: Study, comparison: dict[str, Any]) -> None:
     """X1 on the process's curve (circle), X2 on the baseline's best (diamond); coloured like the baseline."""
-    ours, theirs = (
-        [run.curve for run in study.of(comparison["cell"], comparison[who])] for who in ("process", "baseline")
-    )
+    ours, theirs = (study.curves(comparison["cell"], comparison[who]) for who in ("process", "baseline"))
     colour = ink(comparison["baseline"]).colour
     same, so_far = crossing(comparison, "x1"), crossing(comparison, "x2")
-    if same.crossed:
+    if same.epoch is not None:
         ax.plot(same.epoch, at(ours, same.epoch), "o", ms=6.5, mfc="white", mec=colour, mew=1.3, zorder=5)
     if so_far.crossed:
         ax.plot(so_far.epoch, reached(theirs), "D", ms=6, mfc=colour, mec="white", mew=0.8, zorder=5)
@@ -366,7 +364,7 @@ def compute_figure(study: Study, results: dict[str, Any]) -> Markup:
             tags.append(Tag(lowest, f"{arm['label']}  {lowest:.3f}", look.colour))
         for c in results["comparisons"]:
             if c["cell"] == cell["cell"] and not c["missing"] and crossing(c, "x2").crossed:
-                level = reached([run.curve for run in study.of(c["cell"], c["baseline"])])
+                level = reached(study.curves(c["cell"], c["baseline"]))
                 colour = ink(c["baseline"]).colour
                 ax.plot(crossing(c, "x2").flops, level, "D", ms=6, mfc=colour, mec="white", mew=0.8, zorder=5)
         label_right(ax, tags)
@@ -506,7 +504,7 @@ def runs_table(study: Study) -> Table:
     rows = []
     for run in study.runs:
         head = [run.cell, swatch(ink(run.arm).colour, study.label(run.arm)), run.seed]
-        if run.record is None or run.problem:
+        if run.problem:
             rows.append([*head, *[""] * 9, chip("missing", "bad") + " " + (run.problem or "")])
             continue
         r = run.record
@@ -616,12 +614,7 @@ def provenance(study: Study) -> list[Any]:
         ("this report again", Markup("<code>{}</code>").format(command(study))),
         ("started", plan.get("started", "not recorded")),
         ("time taken", took),
-        (
-            "budget",
-            f"{plan['budget_minutes']} minutes, {plan.get('workers')} at once"
-            if "budget_minutes" in plan
-            else "–",
-        ),
+        ("budget", f"{plan.get('budget_minutes', '–')} minutes, {plan.get('workers', '–')} runs at once"),
         ("seeds", listed(sorted({str(run.seed) for run in study.runs}))),
         ("data fingerprint", Markup("<code>{}</code>").format(study.fingerprint or "not recorded")),
         ("versions", versions),
@@ -670,7 +663,7 @@ def build(study: Study, results: dict[str, Any]) -> str:
     """The page."""
     again = command(study)
     several = any(b["seeds"] > 1 for b in results["best"])
-    verdict = [
+    verdict: list[Any] = [
         Prose(Markup("<b>{}</b>").format(headline(results))),
         Prose(Markup(DEFINITIONS.format(seeds=" and seeds" if several else ""))),
     ]
