@@ -163,14 +163,12 @@ CONFIG_ERRORS = (
 
 
 def one_line(error: BaseException) -> str:
-    """An error of Hydra's or ours as one line: what is wrong, and where; its cause where Hydra wrapped it."""
-    cause = error
-    while isinstance(cause, hydra.errors.InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join(str(cause).split())
-    if cause is not error and not isinstance(cause, UserError):
-        text = f"{text} ({' '.join(str(error).split())[:200]})"
-    return text
+    """An error of Hydra's or ours as one line: what is wrong and where, with the cause that Hydra wrapped."""
+    cause = error.__cause__ if isinstance(error, hydra.errors.HydraException) else None
+    if isinstance(error, hydra.errors.InstantiationException) and isinstance(cause, UserError):
+        error, cause = cause, None
+    text = " ".join(str(error).split()).split(" Config search path")[0]
+    return text if cause is None else f"{text} ({' '.join(str(cause).split()[:30])})"
 
 
 def entry(main: Callable[[], object]) -> None:

@@ -70,7 +70,7 @@ def continuous_nelbo(
     x_t = torch.where(wide_target, x_t, wide)
     ell = process.nelbo(denoise(x_t, t).double(), wide, x_t, t)
     integral = (process.t_max - process.t_min) * (ell * wide_target).sum(1).view(batch, draws)
-    boundary = (process.boundary(denoise, x0, corruption[:, 0]) * target).sum(1, keepdim=True)
+    boundary = (process.boundary(denoise, x0, corruption[:, 0], target) * target).sum(1, keepdim=True)
     return integral + boundary
 
 

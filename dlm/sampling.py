@@ -42,7 +42,7 @@ def warp(temperature: float = 1.0, top_p: float = 1.0) -> Warp:
         logits = logits.double() / temperature
         if top_p == 1:
             return logits
-        p, order = logits.softmax(-1).sort(-1, descending=True, stable=True)
+        p, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
         beyond = p.cumsum(-1) - p >= top_p
         return logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
 
@@ -238,7 +238,7 @@ def ordered(
             scores = score(logits)
         else:
             scores = noise_like(x, generator) if policy == "random" else -position.expand(x.shape)
-        ranked = scores.masked_fill(~masked, -torch.inf).sort(1, descending=True, stable=True).indices
+        ranked = scores.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         where = torch.zeros_like(masked).scatter_(1, ranked[:, :per_step], True) & masked
         at = denoise(x[rows], t[rows], where[rows]).double() if logits is None else logits[where]
         x[where] = draw(warp(at).softmax(-1), generator)

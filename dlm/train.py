@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import platform
-import shutil
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ import hydra
 import lightning
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -53,14 +53,12 @@ def build_model(cfg: DictConfig, fingerprint: str, total_steps: int) -> Language
     """The model of a run, initialised from its own stream: the same weights for every method at the same seed."""
     torch.manual_seed(stream_seed(cfg.seed, Stream.INITIALISATION))
     backbone = instantiate(cfg.backbone)
+    settings = {"seed": cfg.seed, "eval_draws": cfg.evaluation.draws, "total_steps": total_steps}
     make = instantiate(cfg.method, _partial_=True)
-    model = make(
-        backbone=backbone,
-        optim=OmegaConf.to_object(cfg.optim),
-        seed=cfg.seed,
-        eval_draws=cfg.evaluation.draws,
-        total_steps=total_steps,
-    )
+    try:
+        model = make(backbone=backbone, optim=OmegaConf.to_object(cfg.optim), **settings)
+    except TypeError as error:  # a key that the constructor does not know
+        raise UserError(f"the method configuration does not fit {cfg.method['_target_']}: {error}") from error
     model.identity["data"] = fingerprint
     return model
 
@@ -258,14 +256,22 @@ def quiet() -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(config.bundled("conf")), config_name="config")
-def main(cfg: DictConfig) -> None:
+def sweep(cfg: DictConfig) -> None:
+    train(cfg)
+
+
+def main() -> None:
+    """Hydra's command line for sweeps (-m) and its other flags; a single run is composed directly."""
     quiet()
     torch.set_float32_matmul_precision("high")
+    if any(argument.startswith("-") for argument in sys.argv[1:]):
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let mistakes reach `entry`, which says them in one line
+        sweep()
+        return
+    with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
+        cfg = compose("config", overrides=sys.argv[1:])
     train(cfg)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let mistakes reach `entry`, which says them in one line
-    if shutil.get_terminal_size().columns < 60:
-        os.environ.setdefault("COLUMNS", "100")
     config.entry(main)

@@ -151,10 +151,10 @@ class GenMaskedDiffusion(MaskedDiffusion):
     noise_draws = 2
     bound_kind = "GenMD4 NELBO"
 
-    def __init__(self, vocab_size: int, t_min: float = 1e-3, t_max: float = 1.0):
+    def __init__(self, vocab_size: int, t_min: float = 1e-3):
         if t_min <= 0:
             raise ValueError(f"GenMD4 needs t_min > 0 for its reconstruction term, not t_min={t_min}")
-        super().__init__(vocab_size, None, t_min, t_max)
+        super().__init__(vocab_size, None, t_min)
         self.schedule = TokenPolynomial(vocab_size)
 
     def mask_prob(self, x0, t):

@@ -77,7 +77,8 @@ class UniformDiffusion(Process):
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
         keep = (alpha_t / alpha_s)[:, None].to(logits.dtype)
         forward = keep * F.one_hot(x_t, self.vocab_size) + (1 - keep) / self.vocab_size
-        joint = forward * self.q(logits.softmax(-1), s)
+        clean = logits.softmax(-1)
+        joint = forward * torch.where((s <= 0)[:, None], clean, self.q(clean, s))  # generation ends clean
         return joint / joint.sum(-1, keepdim=True)
 
     def nelbo(self, logits, x0, x_t, t):
