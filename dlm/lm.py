@@ -153,6 +153,11 @@ class LanguageModel(lightning.LightningModule):
         scored = (nelbo != 0).sum()  # positions that carried a loss
         return {"loss": bound.objective.sum() / targets, "nelbo": nelbo.sum() / targets, "scored": scored}
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip the global norm here: Lightning's mixed precision refuses to clip for a fused optimiser, because of
+        loss scaling, of which bf16 has none."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.clip)
+
     def configure_optimizers(self):
         optimizer = self.optim.optimizer(self)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: self.optim.factor(i, self.total_steps))

@@ -86,7 +86,6 @@ def build_trainer(
         accumulate_grad_batches=t.accumulate,
         max_steps=steps,
         max_epochs=-1,
-        gradient_clip_val=cfg.optim.clip,
         val_check_interval=10**9,  # EvaluationSchedule decides
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
