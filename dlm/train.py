@@ -90,7 +90,7 @@ def build_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=wandb_logger(cfg, run) if cfg.logger.wandb else False,
+        logger=wandb_logger(cfg, run) if cfg.logger.wandb and is_main_process() else False,
         callbacks=parts,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=t.progress and sys.stderr.isatty(),
@@ -109,23 +109,24 @@ def wandb_logger(cfg: DictConfig, run: RunDirectory) -> WandbLogger:
 
     if cfg.logger.mode not in ("offline", "online", "disabled"):
         raise UserError(f"logger.mode (WANDB_MODE) is offline, online or disabled, not {cfg.logger.mode!r}")
-    logger = WandbLogger(
+    experiment = wandb.init(
         project=cfg.logger.project,
         name=run.path.name,
         id=run.path.name,
-        save_dir=run.path,
+        dir=run.path,
         group=f"{cfg.study}/{cfg.scale}",
         job_type=cfg.arm or cfg.method["_target_"].rsplit(".", 1)[-1],
         tags=[str(tag) for tag in (cfg.cell, cfg.arm) if tag],
         mode=cfg.logger.mode,
+        resume="allow",
         config=config.resolved(cfg),
         settings=wandb.Settings(console="off", x_disable_stats=True),
     )
     for axis in AXES:
-        logger.experiment.define_metric(axis, hidden=True)
+        experiment.define_metric(axis, hidden=True)
     for metrics in ("train/*", "tune/*", "report/*", "w/*"):
-        logger.experiment.define_metric(metrics, step_metric="epoch")
-    return logger
+        experiment.define_metric(metrics, step_metric="epoch")
+    return WandbLogger(experiment=experiment)
 
 
 def plan_steps(cfg: DictConfig, data: DataModule) -> int:
@@ -221,14 +222,15 @@ def train(cfg: DictConfig) -> Path:
     steps = plan_steps(cfg, data)
     model = build_model(cfg, data.source.fingerprint, steps)
     run.create()
-    main_process = int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
-    if not main_process:
+    if not is_main_process():
         fit(cfg, run, data, model, steps)
         return run.path
     with run.locked():
         write_atomically(run.config, yaml.safe_dump(plain, sort_keys=False).encode())
         print(f"{'resuming' if run.last.is_file() else 'training'} {run.path} ({steps} steps)", flush=True)
         trainer = fit(cfg, run, data, model, steps)
+        for logger in trainer.loggers:
+            logger.experiment.finish()  # a sweep's next run in this process must not continue this one
         record = make_record(cfg, run, data, model, trainer)
         model.load_state_dict(load_checkpoint(run.best)["state_dict"])
         started = time.perf_counter()
@@ -244,6 +246,11 @@ def train(cfg: DictConfig) -> Path:
         flush=True,
     )
     return run.path
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the run's files: rank 0, whoever started the ranks."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def quiet() -> None:
