@@ -206,8 +206,9 @@ class Block(nn.Module):
 
     def attend(self, h, rope, cache=None):
         batch, length, dim = h.shape
-        q, k, v = self.qkv(h).view(batch, length, 3, self.heads, -1).unbind(2)
-        q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
+        qk, v = self.qkv(h).view(batch, length, 3, self.heads, -1).split((2, 1), 2)
+        q, k = rotate(qk, rope).permute(2, 0, 3, 1, 4)
+        v = v[:, :, 0].transpose(1, 2)
         seen = length
         if cache is not None:
             store, layer = cache
@@ -246,9 +247,9 @@ def rotations(length: int, width: int) -> Float[Tensor, "L 2 W/2"]:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def rotate(x: Float[Tensor, "B L H W"], rope: Float[Tensor, "L 2 W/2"]) -> Float[Tensor, "B L H W"]:
-    """Rotate the pairs (x_i, x_{i + W/2}) of every head by its position's angles."""
-    cos, sin = rope[:, 0, None].to(x.dtype), rope[:, 1, None].to(x.dtype)
+def rotate(x: Float[Tensor, "B L 2 H W"], rope: Float[Tensor, "L 2 W/2"]) -> Float[Tensor, "B L 2 H W"]:
+    """Rotate the pairs (x_i, x_{i + W/2}) of every head by its position's angles; queries and keys at once."""
+    cos, sin = rope[:, 0, None, None].to(x.dtype), rope[:, 1, None, None].to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -259,11 +260,11 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Bool[Tensor, "
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Float[Tensor, "B H L D"]:
-    """softmax(q k^T / sqrt(D)) v, spelled out; the softmax in fp32 at least."""
-    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    """softmax(q k^T / sqrt(D)) v, spelled out; the softmax sums in fp32 whatever it is given."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
     if causal:
         scores = scores.masked_fill(~causal_mask(q.shape[-2], k.shape[-2], q.device), -torch.inf)
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+    return scores.softmax(-1) @ v
 
 
 def resolve_attention(choice: str, q: Tensor) -> str:

@@ -233,6 +233,7 @@ def train(cfg: DictConfig) -> Path:
             logger.experiment.finish()  # a sweep's next run in this process must not continue this one
         record = make_record(cfg, run, data, model, trainer)
         model.load_state_dict(load_checkpoint(run.best)["state_dict"])
+        model.to(trainer.strategy.root_device)  # Lightning leaves a fitted model on the CPU
         started = time.perf_counter()
         record |= evaluate.measure(model, data, evaluate.Settings.of(cfg.evaluation))
         record["final_evaluation_seconds"] = round(time.perf_counter() - started, 3)
