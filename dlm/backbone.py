@@ -10,7 +10,7 @@ autoregressive model, and never occurs in uniform ones.  Outputs are logits over
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,6 +47,8 @@ class Transformer(nn.Module):
         attention: "sdpa", "plain" (matmul, softmax, matmul), or "auto", see `resolve_attention`.
     """
 
+    rope: Tensor
+
     def __init__(
         self,
         vocab_size: int,
@@ -79,12 +81,13 @@ class Transformer(nn.Module):
             Block(dim, heads, mlp, causal, dropout, attention, adaln=time == "adaln") for _ in range(depth)
         )
         self.norm = nn.RMSNorm(dim)
-        self.time = TimeEmbedding(dim) if time != "none" else None
         self.adaln = time == "adaln"
         self.head = None if tie else nn.Linear(dim, vocab_size, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02 if tie else 1.0)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
+        # last, so that a seed gives the shared weights the same values with and without it
+        self.time = TimeEmbedding(dim) if time != "none" else None
         self.register_buffer("rope", rotations(max_len, dim // heads), persistent=False)
 
     @property
@@ -182,14 +185,14 @@ class Block(nn.Module):
         self.up = nn.Linear(dim, (2 if self.gated else 1) * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.modulation = nn.Linear(dim, 6 * dim) if adaln else None
+        self.modulation: Any = nn.utils.skip_init(nn.Linear, dim, 6 * dim) if adaln else None  # draws nothing
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.down.weight)
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h, rope, condition=None, cache=None):
+    def forward(self, h: Tensor, rope: Tensor, condition: Any = None, cache: Any = None) -> Tensor:
         if self.modulation is None:
             h = h + self.dropout(self.attend(self.norm1(h), rope, cache))
             return h + self.dropout(self.mlp(self.norm2(h)))
@@ -227,6 +230,8 @@ class Block(nn.Module):
 
 class TimeEmbedding(nn.Module):
     """t in [0, 1] through sinusoids of 1000 t and a two-layer MLP (Vaswani et al. 2017; Peebles and Xie 2023)."""
+
+    frequencies: Tensor
 
     def __init__(self, dim: int):
         super().__init__()

@@ -34,7 +34,7 @@ class Ema(WeightAveraging):
     def __init__(self, decay: float):
         def update(averaged, current, count):
             keep = min(decay, (1 + int(count)) / (10 + int(count)))
-            torch._foreach_lerp_(averaged, current, 1 - keep)
+            torch._foreach_lerp_(averaged, current, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
         super().__init__(use_buffers=False, multi_avg_fn=update)
 

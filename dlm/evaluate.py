@@ -100,7 +100,7 @@ def draw_samples(model: LanguageModel, data: DataModule, settings: Settings) -> 
     if settings.samples == 0:
         return []
     given = torch.zeros(settings.samples, data.source.seq_len, dtype=torch.long, device=model.device)
-    options = {} if "autoregressive" in model.samplers else {"steps": settings.sample_steps}
+    options: dict[str, Any] = {} if "autoregressive" in model.samplers else {"steps": settings.sample_steps}
     sample = model.sample(
         given, torch.ones_like(given, dtype=torch.bool), torch.Generator().manual_seed(0), **options
     )

@@ -41,7 +41,7 @@ def any_order_nelbo(
     x0, target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
     where = exact_count_mask(order, target, k)
     rate = order.masked_fill(~where, 0.0).amax(1)
-    t = process.schedule.inverse(rate)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    t = process.schedule.inverse(rate)
     masked = torch.where(where, mask_id(process), x0)
     nll = token_nll(denoise, masked, t, x0, where).double().sum(1)
     return (n.repeat_interleave(draws, 0)[:, 0] / k * nll).view(batch, draws)
@@ -93,7 +93,7 @@ def left_to_right_nll(
         hidden = target[b] & (columns >= i[:, None])
         clean = x0[b]
         rate = hidden.sum(1) / target[b].sum(1).clamp(min=1)
-        t = process.schedule.inverse(rate.double())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        t = process.schedule.inverse(rate.double())
         asked = columns == i[:, None]
         nll = token_nll(denoise, torch.where(hidden, mask_id(process), clean), t, clean, asked)
         total.index_add_(0, b, nll.double().sum(1))
@@ -106,10 +106,9 @@ def mask_id(process: Process) -> int:
     Raises:
         TypeError: for a process that does not mask, which has no conditionals of hidden tokens.
     """
-    found = getattr(process, "mask_id", None)
-    if found is None:
+    if process.mask_id is None:
         raise TypeError(f"{type(process).__name__} does not mask: it has no conditionals of hidden tokens")
-    return found
+    return process.mask_id
 
 
 def is_mask_predictor(process: Process) -> bool:
@@ -118,4 +117,4 @@ def is_mask_predictor(process: Process) -> bool:
     Not GenMD4, where the pattern of masks itself carries information about the tokens behind it.
     """
     scalar = not isinstance(process, MaskedDiffusion) or not process.time_dependent
-    return getattr(process, "mask_id", None) is not None and scalar
+    return process.mask_id is not None and scalar

@@ -158,7 +158,7 @@ class LanguageModel(lightning.LightningModule):
         loss scaling, of which bf16 has none."""
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.clip)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer(self)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: self.optim.factor(i, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -225,6 +225,7 @@ class DiffusionLM(LanguageModel):
     """A process, and a network that undoes it."""
 
     process_types: tuple[type[Process], ...] = (Process,)
+    process: Any
 
     def __init__(self, process: Process, backbone: Transformer, **kwargs: Any):
         if not isinstance(process, self.process_types):
@@ -305,13 +306,13 @@ class FlowMatchingLM(DiffusionLM):
             self.bound_kind = self.tight.bound_kind
 
     def nll_draws(self, x0, target, index, draws):
-        if self.process.mask_id is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        if self.process.mask_id is not None:
             return super().nll_draws(x0, target, index, draws)
-        denoise = self.process.loo_denoise(self.backbone)  # pyright: ignore[reportCallIssue]
+        denoise = self.process.loo_denoise(self.backbone)
         return likelihood.continuous_nelbo(self.tight, denoise, x0, target, index, draws, self.seed_of_evaluation)
 
     def other_scores(self):
-        if self.process.mask_id is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        if self.process.mask_id is not None:
             return super().other_scores()
         return {self.process.bound_kind: self._path_bound}
 

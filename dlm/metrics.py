@@ -59,7 +59,7 @@ class WindowNLL(Metric):
         mean, variance, tokens = (dim_zero_cat(s)[order].cpu() for s in (self.mean, self.variance, self.tokens))
         total = int(tokens.sum())
         nll = float(mean.sum()) / total
-        residual = mean - nll * tokens  # ratio estimator: windows may differ in length
+        residual = mean - nll * tokens.double()  # ratio estimator: windows may differ in length
         n = len(mean)
         se = math.sqrt(float((residual**2).sum()) * n / max(n - 1, 1)) / total
         se_draws = math.sqrt(float(variance.sum())) / total

@@ -126,7 +126,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(f"cannot write the checkpoint {path}: {error}") from error
         os.replace(beside, path)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return load_checkpoint(Path(path), map_location)
 
 

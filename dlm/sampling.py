@@ -131,8 +131,8 @@ def tau_leap(
             x[where] = draw(jump[where], generator)
         fixed_at[where] = step
     evaluations = torch.full((len(x),), steps, dtype=torch.long, device=x.device)
-    if getattr(process, "mask_id", None) is not None and (left := x == mask_id(process)).any():
-        end = torch.full((len(x),), t, dtype=torch.float64, device=x.device)  # pyright: ignore[reportPossiblyUnbound]
+    if process.mask_id is not None and (left := x == process.mask_id).any():
+        end = torch.full((len(x),), t_max / steps, dtype=torch.float64, device=x.device)
         x[left] = draw(warp(denoise(x, end, left).double()).softmax(-1), generator)
         fixed_at[left] = steps
         evaluations += left.any(1)
@@ -161,7 +161,7 @@ def first_hitting(
         masked = free & (x == mask_id(process))
         rows, n = masked.any(1), masked.sum(1)
         u = u * noise_like(u, generator) ** (1 / n.clamp(min=1))
-        t = process.schedule.inverse(u)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        t = process.schedule.inverse(u)
         chosen = noise_like(x, generator).masked_fill(~masked, torch.inf).argmin(1)
         where = torch.zeros_like(masked).scatter_(1, chosen[:, None], True) & masked
         x[where] = draw(warp(denoise(x[rows], t[rows], where[rows]).double()).softmax(-1), generator)
@@ -231,7 +231,7 @@ def ordered(
         masked = free & (x == mask_id(process))
         rows = masked.any(1)
         u = masked.sum(1) / free.sum(1).clamp(min=1)
-        t = process.schedule.inverse(u.double())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        t = process.schedule.inverse(u.double())
         logits = None
         if score is not None:
             logits = denoise(x, t).double()

@@ -82,7 +82,7 @@ def build_trainer(
         devices=t.devices,
         num_nodes=t.num_nodes,
         strategy=t.strategy,
-        precision=device.resolve_precision(t.precision, t.accelerator, cfg.backbone.dim),
+        precision=device.resolve_precision(t.precision, t.accelerator, cfg.backbone.dim),  # pyright: ignore
         accumulate_grad_batches=t.accumulate,
         max_steps=steps,
         max_epochs=-1,
@@ -229,8 +229,8 @@ def train(cfg: DictConfig) -> Path:
         write_atomically(run.config, yaml.safe_dump(plain, sort_keys=False).encode())
         print(f"{'resuming' if run.last.is_file() else 'training'} {run.path} ({steps} steps)", flush=True)
         trainer = fit(cfg, run, data, model, steps)
-        for logger in trainer.loggers:
-            logger.experiment.finish()  # a sweep's next run in this process must not continue this one
+        for logger in trainer.loggers:  # a sweep's next run in this process must not continue this one
+            logger.experiment.finish()  # pyright: ignore[reportAttributeAccessIssue]
         record = make_record(cfg, run, data, model, trainer)
         model.load_state_dict(load_checkpoint(run.best)["state_dict"])
         model.to(trainer.strategy.root_device)  # Lightning leaves a fitted model on the CPU

@@ -16,7 +16,7 @@ noise gives the same corruption on every machine, for every process, and a test 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,12 +46,16 @@ class Process(nn.Module):
         time_dependent: whether the optimal network depends on t, so that the backbone must be told it.
         noise_draws: how many independent corruptions of each sequence one `loss` needs.
         bound_kind: the name under which its likelihood bound is reported.
+        mask_id: the state that hides a token, if there is one.
+        schedule: how fast it destroys; scalar, except GenMD4's.
     """
 
     predicts = "posterior"
     time_dependent = True
     noise_draws = 1
     bound_kind = "bound"
+    mask_id: Any = None  # int, or None
+    schedule: Any
 
     def __init__(self, vocab_size: int, num_states: int, t_min: float = 0.0, t_max: float = 1.0):
         super().__init__()

@@ -1,0 +1,125 @@
+"""Who may import whom, read from the sources: lower layers never import higher ones."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "dlm").rglob("*.py"))
+}
+ORDER = [
+    ["dlm", "dlm.errors"],
+    ["dlm.process", "dlm.backbone", "dlm.noise", "dlm.device"],
+    ["dlm.likelihood", "dlm.sampling", "dlm.metrics", "dlm.data"],
+    ["dlm.lm"],
+    ["dlm.run", "dlm.callbacks", "dlm.config", "dlm.train", "dlm.evaluate", "dlm.sample", "dlm.experiment"]
+    + ["dlm.speed"],
+]
+REPORTING = ["dlm.report", "dlm.crossing", "dlm.page"]  # beside the layers: they read files
+ENTRY_POINTS = {"dlm.config", "dlm.train", "dlm.evaluate", "dlm.sample", "dlm.experiment", "dlm.speed"}
+STUDIES = sorted((ROOT / "experiments").glob("*/*.py"))
+
+
+def imports(path, top_level_only=False):
+    """Every module that a file names in an import, at any depth; `from dlm import lm` names dlm.lm."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in SOURCES else node.module for name in names}
+    return found
+
+
+def room(module):
+    """dlm.data.module lives in dlm.data."""
+    return ".".join(module.split(".")[:2])
+
+
+def within(module, package):
+    return module == package or module.startswith(package + ".")
+
+
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+def test_every_module_has_a_place():
+    assert {room(m) for m in SOURCES} == {*LEVEL, *REPORTING}
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if room(m) in LEVEL])
+def test_lower_layers_do_not_import_higher_ones(module):
+    for imported in filter(lambda m: within(m, "dlm"), imports(SOURCES[module])):
+        assert room(imported) in LEVEL, f"{module} imports {imported}"
+        assert LEVEL[room(imported)] <= LEVEL[room(module)], f"{module} imports {imported}"
+
+
+def test_processes_and_backbone_know_torch_and_nothing_else():
+    allowed = {"torch", "jaxtyping", "math", "typing", "collections", "dataclasses"}
+    for module, path in SOURCES.items():
+        package = "dlm.process" if within(module, "dlm.process") else "dlm.backbone"
+        if within(module, package):
+            for imported in imports(path):
+                own = within(imported, package) or imported == "dlm.errors"
+                assert own or imported.split(".")[0] in allowed, f"{module} imports {imported}"
+
+
+def test_data_knows_no_process_and_no_model():
+    for module, path in SOURCES.items():
+        if within(module, "dlm.data"):
+            ours = {m for m in imports(path) if within(m, "dlm")}
+            assert all(within(m, "dlm.data") or m == "dlm.errors" for m in ours), f"{module} imports {ours}"
+
+
+def test_samplers_and_scores_do_not_import_each_others_callers():
+    """process and backbone are ignorant of each other; metrics need neither."""
+    assert not {m for m in imports(SOURCES["dlm.metrics"]) if within(m, "dlm")}
+    assert not {m for m in imports(SOURCES["dlm.noise"]) if within(m, "dlm")}
+
+
+def test_only_entry_points_know_hydra():
+    for module, path in SOURCES.items():
+        knows = {m.split(".")[0] for m in imports(path)} & {"hydra", "omegaconf"}
+        assert not knows or module in ENTRY_POINTS, f"{module} imports {knows}"
+
+
+@pytest.mark.parametrize("path", [SOURCES[m] for m in REPORTING] + STUDIES, ids=lambda p: p.stem)
+def test_reports_never_reach_torch(path):
+    """Neither directly nor through another module of the package."""
+    seen, waiting = set(), [path]
+    while waiting:
+        for imported in imports(waiting.pop()):
+            if imported in SOURCES and imported not in seen:
+                waiting.append(SOURCES[imported])
+            seen.add(imported)
+    heavy = {m for m in seen if m.split(".")[0] in ("torch", "lightning", "torchmetrics", "hydra", "omegaconf")}
+    assert not heavy, f"{path} reaches {heavy}"
+
+
+def test_reports_import_without_torch():
+    """The same by doing it: an interpreter in which torch cannot be imported."""
+    code = "import sys; sys.modules['torch'] = None; import dlm.report, dlm.crossing, dlm.page"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("path", [*SOURCES.values(), *STUDIES, *(ROOT / "hydra_plugins").glob("*.py")], ids=str)
+def test_no_error_is_swallowed(path):
+    """Exceptions are caught by name, never wholesale."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            names = {name.id for name in caught if isinstance(name, ast.Name)}
+            assert node.type is not None and not names & {"Exception", "BaseException"}, f"{path}:{node.lineno}"
+
+
+def test_rooms_stay_small():
+    assert not [path for path in SOURCES.values() if "utils" in path.stem]
+    assert not [path for path in SOURCES.values() if len(path.read_text().splitlines()) > 400]
