@@ -88,6 +88,14 @@ class KeepLast(Checkpoint):
     def __init__(self, path: Path, every: int, evaluations: list[int]):
         self.path, self.every, self.evaluations = path, every, set(evaluations)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count micro-batches anew: a run may resume with another `accumulate`, and steps must begin with the first."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        for count in (progress["total"], progress["current"]):
+            late = count["ready"] - count["completed"]  # a checkpoint of on_train_batch_end is one behind
+            count.update(ready=batches, started=batches, processed=batches, completed=batches - late)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -133,6 +141,7 @@ class RunLog(Callback):
         self.scored = 0  # positions that carried a loss: about half of the tokens in masked diffusion
         self.clock = time.perf_counter()
         self.lap = (0, 0.0)  # (step, training seconds) of the last row
+        self.losses: list[torch.Tensor] = []  # (loss, nelbo) of the micro-batches of this step
 
     def axes(self, trainer: Trainer) -> dict[str, Any]:
         data, step = trainer.datamodule, trainer.global_step  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,19 +171,21 @@ class RunLog(Callback):
         now = time.perf_counter()
         self.seconds += now - self.clock
         self.clock = now
-        self.scored += int(outputs["scored"]) * trainer.world_size
+        self.scored += int(outputs["scored"])
+        self.losses.append(torch.stack([outputs["loss"].detach(), outputs["nelbo"]]))
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or step % self.every:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        micro_batches, self.losses = torch.stack(self.losses), []
+        if step % self.every:
             return
         axes = self.axes(trainer)
         elapsed, done = self.seconds - self.lap[1], step - self.lap[0]
         self.lap = (step, self.seconds)
-        losses = trainer.strategy.reduce(
-            torch.stack([outputs["loss"].detach(), outputs["nelbo"]]), reduce_op="mean"
-        )
+        loss, nelbo = trainer.strategy.reduce(micro_batches.mean(0), reduce_op="mean")
         row = axes | {
-            "train/loss": losses[0].item() * trainer.accumulate_grad_batches,
-            "train/nelbo": losses[1].item(),
+            "train/loss": loss.item() * trainer.accumulate_grad_batches,  # Lightning has divided it
+            "train/nelbo": nelbo.item(),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": round(done * axes["tokens"] / max(step, 1) / max(elapsed, 1e-9), 1),
         }

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dlm import config
+from dlm.build import build_data, build_model
 from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.lm import LanguageModel
@@ -113,8 +114,6 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
     Raises:
         UserError: if the directory, its checkpoint, vocabulary or corpus is not what the run was trained with.
     """
-    from dlm.train import build_data, build_model  # train imports this module for its final evaluation
-
     run = RunDirectory(path)
     cfg = OmegaConf.merge(OmegaConf.structured(config.RunConfig), run.read_config())
     saved_vocabulary = run.read_config()["vocab_size"]

@@ -19,7 +19,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dlm import config
+from dlm import config, device
 from dlm.errors import UserError
 from dlm.run import RunDirectory, write_json
 
@@ -243,6 +243,7 @@ class Study:
                 "started": started,
                 "budget_minutes": self.plan_file.get("minutes"),
                 "workers": self.workers,
+                "hardware": {"machine": device.describe(), "cores": os.cpu_count()},
                 "cells": [{k: v for k, v in c.items() if k != "overrides"} for c in self.plan_file["cells"]],
                 "arms": [public(arm) for arm in self.arms],
                 "runs": [entry(job) for job in self.jobs],

@@ -47,7 +47,7 @@ class Optimisation:
     warmup_steps: int = 50
     cooldown: float = 0.0
     clip: float = 1.0
-    ema: float = 0.99
+    ema: float = 0.999
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate of `step` as a share of `lr`."""
@@ -145,12 +145,13 @@ class LanguageModel(lightning.LightningModule):
                 stream_seed(self.seed, Stream.DROPOUT, batch["step"] * batch["size"] + int(batch["rows"][0]))
             )
         bound = self.bound(batch["x0"], batch["target"], *self.training_noise(batch))
-        targets = batch["target"].sum().to(bound.objective.dtype)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(targets)
-            targets = targets / dist.get_world_size()
         nelbo = bound.nelbo.detach()
-        scored = (nelbo != 0).sum()  # positions that carried a loss
+        counts = torch.stack([batch["target"].sum(), (nelbo != 0).sum()])  # targets; those that carried a loss
+        world = 1
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            world = dist.get_world_size()
+        targets, scored = (counts[0] / world).to(bound.objective.dtype), counts[1]
         return {"loss": bound.objective.sum() / targets, "nelbo": nelbo.sum() / targets, "scored": scored}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:

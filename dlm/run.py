@@ -40,11 +40,9 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / ".writable", b"")
-            (self.path / ".writable").unlink()
+            (self.path / ".writable").unlink(missing_ok=True)  # another rank may have been faster
         except OSError as error:
             raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
-        for rows in (self.metrics, self.windows):
-            drop_torn_line(rows)
 
     @property
     def finished(self) -> bool:
@@ -61,7 +59,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run against a second process; the lock dies with its holder.
+        """Hold the run against a second process, and clear up what a killed one left; the lock dies with its holder.
 
         Raises:
             UserError: if another process is training this very run.
@@ -71,6 +69,10 @@ class RunDirectory:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"another process is training {self.path}") from error
+            for rows in (self.metrics, self.windows):
+                drop_torn_line(rows)
+            for half in self.path.glob("*.tmp"):
+                half.unlink()
             yield
 
 
@@ -139,7 +141,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the checkpoint {path} is truncated or corrupt ({reason}): delete it to start over"
         ) from error

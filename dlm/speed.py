@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dlm import config, device
-from dlm.train import build_model, quiet
+from dlm.build import build_model
+from dlm.train import quiet
 
 VOCABULARY = 97
 

@@ -19,48 +19,18 @@ import lightning
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dlm import callbacks, config, device, evaluate
+from dlm.build import build_data, build_model
 from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.lm import LanguageModel
-from dlm.noise import Stream, stream_seed
 from dlm.run import AtomicCheckpointIO, RunDirectory, load_checkpoint, write_atomically, write_json
 
 AXES = ("epoch", "tokens", "flops")
-
-
-def build_data(cfg: DictConfig) -> DataModule:
-    """The data of a run; tells the configuration the vocabulary size it found."""
-    source = instantiate(cfg.data)
-    cfg.vocab_size = source.vocab_size
-    evaluation = cfg.evaluation
-    return DataModule(
-        source,
-        cfg.batch_size,
-        cfg.seed,
-        eval_windows=evaluation.windows,
-        eval_batch_size=evaluation.batch_size,
-        num_workers=cfg.trainer.num_workers,
-    )
-
-
-def build_model(cfg: DictConfig, fingerprint: str, total_steps: int) -> LanguageModel:
-    """The model of a run, initialised from its own stream: the same weights for every method at the same seed."""
-    torch.manual_seed(stream_seed(cfg.seed, Stream.INITIALISATION))
-    backbone = instantiate(cfg.backbone)
-    settings = {"seed": cfg.seed, "eval_draws": cfg.evaluation.draws, "total_steps": total_steps}
-    make = instantiate(cfg.method, _partial_=True)
-    try:
-        model = make(backbone=backbone, optim=OmegaConf.to_object(cfg.optim), **settings)
-    except TypeError as error:  # a key that the constructor does not know
-        raise UserError(f"the method configuration does not fit {cfg.method['_target_']}: {error}") from error
-    model.identity["data"] = fingerprint
-    return model
 
 
 def build_trainer(
@@ -211,6 +181,7 @@ def train(cfg: DictConfig) -> Path:
         UserError: for anything its reader can mend, before a finished result is touched.
     """
     device.check_accelerator(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
+    device.check_strategy(cfg.trainer.strategy)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     data = build_data(cfg)
@@ -251,7 +222,7 @@ def train(cfg: DictConfig) -> Path:
 
 def is_main_process() -> bool:
     """Whether this process writes the run's files: rank 0, whoever started the ranks."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def quiet() -> None:

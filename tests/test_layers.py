@@ -17,11 +17,28 @@ ORDER = [
     ["dlm.process", "dlm.backbone", "dlm.noise", "dlm.device"],
     ["dlm.likelihood", "dlm.sampling", "dlm.metrics", "dlm.data"],
     ["dlm.lm"],
-    ["dlm.run", "dlm.callbacks", "dlm.config", "dlm.train", "dlm.evaluate", "dlm.sample", "dlm.experiment"]
+    [
+        "dlm.run",
+        "dlm.callbacks",
+        "dlm.config",
+        "dlm.build",
+        "dlm.train",
+        "dlm.evaluate",
+        "dlm.sample",
+        "dlm.experiment",
+    ]
     + ["dlm.speed"],
 ]
 REPORTING = ["dlm.report", "dlm.crossing", "dlm.page"]  # beside the layers: they read files
-ENTRY_POINTS = {"dlm.config", "dlm.train", "dlm.evaluate", "dlm.sample", "dlm.experiment", "dlm.speed"}
+ENTRY_POINTS = {
+    "dlm.config",
+    "dlm.build",
+    "dlm.train",
+    "dlm.evaluate",
+    "dlm.sample",
+    "dlm.experiment",
+    "dlm.speed",
+}
 STUDIES = sorted((ROOT / "experiments").glob("*/*.py"))
 
 

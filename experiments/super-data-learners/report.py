@@ -740,6 +740,11 @@ def missing(study: Study) -> list[Any]:
         blocks.append(Listing(f"Missing runs ({len(study.missing)} of {len(study.runs)})", text))
     else:
         blocks.append(Prose("No planned run is missing."))
+    if study.plan.get("dropped"):
+        text = "\n".join(
+            f"{entry['run']}: about {clock(entry['predicted_seconds'])}" for entry in study.plan["dropped"]
+        )
+        blocks.append(Listing("Not run, to stay within the minutes asked for", text))
     if study.unplanned:
         blocks.append(Listing("Directories that are not in the plan, not read", "\n".join(study.unplanned)))
     return blocks
