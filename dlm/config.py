@@ -142,6 +142,26 @@ def resolved(cfg: Any) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportReturnType]
 
 
+POSITIVE = (
+    *("seq_len", "backbone.dim", "backbone.depth", "backbone.heads", "trainer.threads", "trainer.accumulate"),
+    *("trainer.log_every", "trainer.checkpoint_every", "evaluation.per_octave", "evaluation.first_epoch"),
+    *("evaluation.draws", "evaluation.batch_size", "evaluation.final_windows", "evaluation.final_draws"),
+    *("evaluation.left_to_right_windows", "evaluation.sample_steps"),
+)
+
+
+def check_positive(cfg: Any, keys: tuple[str, ...] = POSITIVE) -> None:
+    """Before any work, not after it.
+
+    Raises:
+        UserError: naming the first of these settings that is zero or less; null is left to its meaning.
+    """
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value} must be positive")
+
+
 def command_line(schema: type, arguments: list[str]) -> Any:
     """`key=value` arguments as an instance of a dataclass.
 

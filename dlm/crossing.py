@@ -30,51 +30,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from dlm.curve import Array, Curve, common_epochs, interpolation, running_argmin
+
 Status = Literal["clear", "within noise", "from the start", "not reached"]
 
 CONFIRMATIONS = {"X1": 2, "X2": 1}
 CLEAR = 2.0  # standard errors
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """The evaluations of one run, in the order of training.
-
-    `epochs`, `tokens`, `flops` are [E] and count training only; `tune` and `report` are [E, windows], the nats
-    per token of each held-out window. Raises ValueError where shapes disagree or epochs do not increase from
-    above zero.
-    """
-
-    run: str
-    seed: int
-    epochs: Array
-    tokens: Array
-    flops: Array
-    tune: Array
-    report: Array
-    stopped: str | None = None
-
-    def __post_init__(self) -> None:
-        lengths = {len(x) for x in (self.epochs, self.tokens, self.flops, self.tune, self.report)}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"{self.run}: needs equally many epochs, tokens, FLOPs and losses, at least one")
-        if self.epochs[0] <= 0 or np.any(np.diff(self.epochs) <= 0):
-            raise ValueError(f"{self.run}: epochs must increase from above zero")
-
-    @property
-    def best(self) -> int:
-        """Index of the checkpoint chosen on tune over the whole run."""
-        return int(self.tune.mean(axis=1).argmin())
-
-    def best_so_far(self) -> NDArray[np.intp]:
-        """Index of the checkpoint chosen on tune after each evaluation, [E]."""
-        return running_argmin(self.tune.mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -117,13 +82,19 @@ class Crossing:
         """Why a crossing that was seen is not clear: too small, or too close to the end of the observation."""
         return "within noise" if self.difference <= CLEAR * self.se else "not confirmed"
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Crossing:
+        """What `to_json` wrote, lists back to tuples."""
+        fields: dict[str, Any] = found | {key: tuple(found[key]) for key in ("seeds", "notes")}
+        return cls(**fields)
+
     def __str__(self) -> str:
-        reach = f"{self.observed_to:.3g} epochs"
         if self.status == "not reached":
-            return f"not reached within {reach}"
+            whose = "both" if self.kind == "X1" else "the process"
+            return f"not reached within {self.observed_to:.3g} epochs of {whose}"
         if self.status == "from the start":
             return f"ahead from the first evaluation (epoch ≤ {self.epoch:.3g})"
         low, high = (f"> {self.observed_to:.3g}" if end is None else f"{end:.3g}" for end in (self.low, self.high))
@@ -137,31 +108,6 @@ class Upcrossing(NamedTuple):
     status: Status
     x: float
     confirmed: int | None
-
-
-def running_argmin(loss: Array) -> NDArray[np.intp]:
-    """Index of the first minimum of loss[..., : k + 1] for every k."""
-    earlier = np.minimum.accumulate(loss, axis=-1)[..., :-1]
-    lower = np.concatenate([np.ones_like(loss[..., :1], dtype=bool), loss[..., 1:] < earlier], axis=-1)
-    return np.maximum.accumulate(np.where(lower, np.arange(loss.shape[-1]), 0), axis=-1)
-
-
-def interpolation(source: Array, target: Array) -> Array:
-    """Weights [T, S] of linear interpolation in log epoch, from `source` epochs onto `target` epochs."""
-    x, y = np.log(source), np.log(target)
-    return np.stack([np.interp(y, x, unit) for unit in np.eye(len(x))], axis=1)
-
-
-def common_epochs(curves: Sequence[Curve]) -> Array:
-    """Evaluation epochs, where all curves were observed, of whichever was evaluated least often there.
-
-    Taking the sparsest grid keeps "two consecutive evaluations" honest: no point is interpolated in every curve.
-    Empty where the ranges do not overlap.
-    """
-    low = max(curve.epochs[0] for curve in curves) * (1 - 1e-9)
-    high = min(curve.epochs[-1] for curve in curves) * (1 + 1e-9)
-    inside = [curve.epochs[(curve.epochs >= low) & (curve.epochs <= high)] for curve in curves]
-    return min(inside, key=len)
 
 
 def upcrossing(x: Sequence[float], d: Sequence[float], se: Sequence[float], confirmations: int) -> Upcrossing:

@@ -146,6 +146,8 @@ def main() -> None:
     command: Command = config.command_line(Command, sys.argv[1:])
     if not command.run:
         raise UserError("which run? python -m dlm.evaluate run=outputs/<study>/<scale>/runs/<run>")
+    sizes = ("windows", "draws", "left_to_right_windows", "batch_size", "sample_steps")
+    config.check_positive(OmegaConf.structured(command), sizes)
     if command.split not in DataModule.split_names:
         raise UserError(f"split is one of {', '.join(DataModule.split_names)}, not {command.split!r}")
     model, data, run = load_run(Path(command.run), command.checkpoint)

@@ -89,6 +89,8 @@ class Study:
         self.workers = command.workers or self.plan_file.get("workers", 1)
         if command.workers is not None and command.workers < 1:
             raise UserError(f"workers must be at least 1, not {command.workers}")
+        if command.minutes is not None and command.minutes <= 0:
+            raise UserError(f"minutes must be positive, not {command.minutes:g}")
         self.arms = self._arms()
         self.jobs = self._jobs()
         self.dropped: list[Job] = []
@@ -109,7 +111,11 @@ class Study:
         return arms
 
     def _jobs(self) -> list[Job]:
-        seeds = [int(s) for s in self.command.seeds.split(",")] if self.command.seeds else self.plan_file["seeds"]
+        seeds = self.plan_file["seeds"]
+        if self.command.seeds:
+            if not all(s.isdecimal() for s in self.command.seeds.split(",")):
+                raise UserError(f"seeds are whole numbers separated by commas, not {self.command.seeds!r}")
+            seeds = [int(s) for s in self.command.seeds.split(",")]
         jobs = []
         with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
             for cell in self.plan_file["cells"]:

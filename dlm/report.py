@@ -1,4 +1,4 @@
-"""From the files of a study to one tidy table and figures in one style. No torch, no network.
+"""From the files of a study to its runs, their curves and one tidy table. No torch, no network.
 
 A study is a directory: `plan.json` says what was to be run, and `runs/<run>/` holds for each run its
 `config.yaml`, an append-only `metrics.jsonl`, the losses per held-out window in `windows.jsonl`, and, once
@@ -8,34 +8,20 @@ compared. Losses are nats per token.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
-from markupsafe import Markup
-from matplotlib import ticker
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 
-from dlm.crossing import Curve
+from dlm.curve import Curve
 from dlm.errors import UserError
-
-# ------------------------------------------------------------------------------------------------ files
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -168,6 +154,11 @@ class Study:
         known = {run.name for run in self.runs}
         return sorted(p.name for p in (self.directory / "runs").glob("*") if p.is_dir() and p.name not in known)
 
+    @property
+    def again(self) -> str:
+        """The command that makes this study's report again, from its files."""
+        return f"python experiments/{self.plan['study']}/report.py {self.directory}"
+
     def label(self, arm: str) -> str:
         return next((a["label"] for a in self.plan["arms"] if a["arm"] == arm), arm)
 
@@ -233,151 +224,43 @@ def load_study(directory: Path) -> Study:
     return study
 
 
-# ------------------------------------------------------------------------------------------------ figures
+def best(study: Study, cell: str, arm: str) -> dict[str, Any]:
+    """The likelihoods of an arm in a cell, chosen on tune and measured on report, averaged over seeds.
 
-
-class Ink(NamedTuple):
-    """How an arm is drawn, in every figure of every study."""
-
-    colour: str
-    dash: str | tuple
-    marker: str
-
-
-INKS = {  # autoregressive models in black and warm tones, diffusion in blues and greens (Okabe-Ito where possible)
-    "arm": Ink("#222222", "-", "s"),
-    "arm-reg": Ink("#c8590a", "-", "D"),
-    "md4": Ink("#0072b2", "-", "o"),
-    "shuffle": Ink("#009e73", "-", "^"),
-    "dfm_mask": Ink("#56b4e9", "-", "v"),
-    "dfm_uniform": Ink("#66c2a5", "-", "<"),
-    "genmd4": Ink("#332288", "-", ">"),
-    "any-order": Ink("#6a6fc7", "-", "P"),
-}
-SPARE = ("#117733", "#88a0dc", "#44aa99", "#1f4e79")
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelcolor": "#444444",
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#ebebeb",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#777777",
-    "ytick.color": "#777777",
-    "xtick.labelcolor": "#444444",
-    "ytick.labelcolor": "#444444",
-    "xtick.minor.size": 0,
-    "lines.linewidth": 1.4,
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "svg.fonttype": "path",
-}
-
-
-def ink(arm: str) -> Ink:
-    """The arm's own ink; an unknown arm gets a spare colour that depends on its name alone."""
-    spare = SPARE[int(hashlib.sha256(arm.encode()).hexdigest(), 16) % len(SPARE)]
-    return INKS.get(arm, Ink(spare, "-", "o"))
-
-
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, Any]:
-    """A figure (inches) and its [rows, columns] axes in the house style."""
-    engine = ConstrainedLayoutEngine(h_pad=0.08, hspace=0.06 if rows > 1 else 0)
-    with plt.rc_context(STYLE):
-        size = (width, height)
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout=engine, **options)
-    return figure, axes
-
-
-def heading(axes: Axes, text: str) -> None:
-    """A panel's title, flush left."""
-    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color="#222222", pad=9)
-
-
-def key(figure: Canvas, marks: Sequence[Line2D]) -> None:
-    """What the marks mean, in grey, above the panels."""
-    figure.legend(
-        handles=marks,
-        loc="outside upper right",
-        ncols=len(marks),
-        fontsize=8,
-        frameon=False,
-        labelcolor="#555555",
-        handletextpad=0.2,
-        columnspacing=1.4,
-    )
-
-
-def log_axis(axis: Any, ticks: Sequence[float] = ()) -> None:
-    """A log scale with plainly written ticks at 1, 2, 5 (or at `ticks`) instead of powers of ten."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(ticker.FixedLocator(ticks) if len(ticks) else ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_locator(ticker.NullLocator())
-
-
-class Tag(NamedTuple):
-    """A direct label: its text and the y it belongs to."""
-
-    y: float
-    text: str
-    colour: str
-
-
-def label_right(axes: Axes, tags: Sequence[Tag], size: float = 8.5) -> None:
-    """Write tags right of the axes at their y, moved apart just enough not to overlap, a thin leader to each.
-
-    Call it last: it reads the limits. Raises nothing; tags beyond the limits are written at the edge.
+    All seeds see the same windows, so se² = (mean of the seeds' se)² + var_s / S.
     """
-    low, high = axes.get_ylim()
-    inches = axes.get_window_extent().height / axes.figure.dpi
-    gap = (high - low) * size * 1.25 / 72 / inches
-    tags = sorted(tags, key=lambda tag: tag.y)
-    ys = spread([min(max(tag.y, low), high) for tag in tags], gap)
-    shift = min(0.0, high + gap / 2 - ys[-1]) if ys else 0.0
-    for tag, y in zip(tags, spread([y + shift for y in ys], gap), strict=True):
-        axes.annotate(
-            tag.text,
-            xy=(1, min(max(tag.y, low), high)),
-            xytext=(1.03, y),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords=axes.get_yaxis_transform(),
-            color=tag.colour,
-            fontsize=size,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": tag.colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 0},
-        )
+    runs = study.of(cell, arm)
+    scores = [run.record["likelihood"] for run in runs]
+
+    def average(part: str) -> dict[str, Any] | None:
+        found = [score[part] for score in scores if score.get(part)]
+        if not found:
+            return None
+        spread = {}
+        for value, se in (("nats_per_token", "se"), ("bits_per_char", "se_bits")):
+            values = [f[value] for f in found]
+            seeds = np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0
+            spread[value] = float(np.mean(values))
+            spread[se] = math.hypot(float(np.mean([f[se] for f in found])), math.sqrt(seeds))
+        return {
+            "kind": found[0]["kind"],
+            "windows": found[0].get("windows"),
+            "draws": found[0].get("draws"),
+        } | spread
+
+    return {
+        "cell": cell,
+        "arm": arm,
+        "seeds": len(runs),
+        "epoch": float(np.mean([run.record["best"]["epoch"] for run in runs])),
+        "exact": runs[0].record["bound_kind"] == "exact",
+        "bound": average("bound"),
+        "left_to_right": average("left_to_right"),
+    }
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Sorted values moved as little as possible (least squares) so that neighbours are at least `gap` apart."""
-    blocks: list[tuple[float, int]] = []  # (mean of value - rank * gap, size): isotonic regression of what is left
-    for rank, value in enumerate(values):
-        mean, size = value - rank * gap, 1
-        while blocks and blocks[-1][0] >= mean:
-            other, n = blocks.pop()
-            mean, size = (mean * size + other * n) / (size + n), size + n
-        blocks.append((mean, size))
-    flat = [mean for mean, size in blocks for _ in range(size)]
-    return [mean + rank * gap for rank, mean in enumerate(flat)]
-
-
-def save(figure: Canvas, directory: Path, name: str) -> Markup:
-    """Write <directory>/figures/<name>.svg and .png, close the figure, return the SVG element for a page."""
-    target = directory / "figures"
-    target.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    style: dict[Any, Any] = STYLE | {"svg.hashsalt": name}
-    with plt.rc_context(style):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        figure.savefig(target / f"{name}.png")
-    plt.close(figure)
-    (target / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
-    return Markup(text.getvalue()[text.getvalue().index("<svg") :])
+def unit(study: Study) -> str:
+    """ "nats per character" where one token is one character, by the records' own conversion."""
+    scores = [run.record["likelihood"]["bound"] for run in study.compared]
+    ratios = [s["bits_per_char"] * math.log(2) / s["nats_per_token"] for s in scores]
+    return "nats per character" if ratios and np.allclose(ratios, 1, atol=2e-3) else "nats per token"

@@ -77,8 +77,8 @@ class RunDirectory:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One line, in one write."""
-    with open(path, "ab") as file:
+    """One line, in one write. Raises UserError if it cannot be written (a full disk)."""
+    with writing(path), open(path, "ab") as file:
         file.write((json.dumps(row) + "\n").encode())
 
 
@@ -91,13 +91,23 @@ def drop_torn_line(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, move into place."""
+    """Write beside, flush to disk, move into place. Raises UserError if it cannot be written."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with writing(path):
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line which file could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

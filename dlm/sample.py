@@ -68,6 +68,10 @@ def parse_prompt(prompt: str | None, source: Source) -> tuple[Int[Tensor, " L"],
     if not any(free):
         ids += [0] * (source.seq_len - len(ids))
         free += [True] * (source.seq_len - len(free))
+    if any(id >= source.vocab_size for id in ids):
+        raise UserError(
+            f"the prompt holds token {max(ids)}, the model's vocabulary ends at {source.vocab_size - 1}"
+        )
     if len(ids) > source.seq_len or not any(free):
         raise UserError(f"the prompt fills {len(ids)} of the model's {source.seq_len} tokens and leaves no room")
     return torch.tensor(ids), torch.tensor(free)

@@ -182,6 +182,7 @@ def train(cfg: DictConfig) -> Path:
     """
     device.check_accelerator(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
     device.check_strategy(cfg.trainer.strategy)
+    config.check_positive(cfg)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     data = build_data(cfg)

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from dlm.crossing import Curve, common_epochs, interpolation, running_argmin, upcrossing, x1, x2
+from dlm.crossing import Crossing, upcrossing, x1, x2
+from dlm.curve import Curve, common_epochs, interpolation, running_argmin
 
 EPOCHS = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256.0])
 WINDOWS = 64
@@ -58,7 +59,9 @@ def test_x1_not_reached_is_censored():
     assert (found.status, found.epoch, found.low, found.high) == ("not reached", None, None, None)
     assert found.share == 0.0
     assert found.observed_to == 256
-    assert "not reached within 256 epochs" in str(found)
+    assert str(found) == "not reached within 256 epochs of both"
+    never = x2([curve(FLAT)], [curve(FLAT[:4] - 0.1, EPOCHS[:4], "b")])
+    assert str(never) == "not reached within 256 epochs of the process"
 
 
 def test_x1_with_an_early_stopped_baseline_uses_only_the_common_range_and_says_so():
@@ -167,7 +170,7 @@ def test_the_bootstrap_is_reproducible_and_serialises():
     p, b = curve(FLAT, noise=0.3), curve(rising(45.0), run="b", noise=0.3, seed=5)
     first, second = x1([p], [b]), x1([p], [b])
     assert first == second
-    assert json.loads(json.dumps(first.to_json()))["epoch"] == first.epoch
+    assert Crossing.from_json(json.loads(json.dumps(first.to_json()))) == first
 
 
 def test_different_windows_are_refused():

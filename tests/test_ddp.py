@@ -166,17 +166,13 @@ def test_a_sweep_starts_each_job_once(tmp_path):
     """Through the process launcher, each job itself on two processes; a failing job does not stop the others."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "dlm.train", "-m", "hydra/launcher=process", *TOY, f"output_dir={tmp_path}"),
-            *("trainer.devices=2", "trainer.strategy=ddp", "method=md4,arm", "batch_size=4,5"),
+            *(sys.executable, "-m", "dlm.train", "-m", "hydra/launcher=process", *TOY, UNEVEN, f"output_dir={tmp_path}"),
+            *("trainer.devices=2", "trainer.strategy=ddp", "method=md4", "batch_size=5,4"),
         ],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     started = [line for line in done.stdout.splitlines() if line.startswith("job ")]
-    assert len(started) == 4, done.stdout
+    assert len(started) == 2, done.stdout
     finished = list(tmp_path.rglob("record.json"))
-    assert len(finished) == 2 and done.stdout.count("\nfinished ") == 2
-    assert {RunDirectory(p.parent).read_record()["method"] for p in finished} == {
-        "MaskedDiffusionLM", "AutoregressiveLM",
-    }  # fmt: skip
+    assert len(finished) == 1 and done.stdout.count("\nfinished ") == done.stdout.count("\ntraining ") - 1 == 1
     assert done.returncode != 0 and "batch_size=5" in done.stderr
-    assert not [p for p in tmp_path.iterdir() if p.name != "adhoc"], "hydra leaves nothing of its own behind"

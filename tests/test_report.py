@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from dlm.errors import UserError
-from dlm.report import latest, load_study, read_lines, spread
+from dlm.report import latest, load_study, read_lines
+from dlm.style import spread
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "super-data-learners" / "report.py"
@@ -367,6 +369,41 @@ def test_directories_outside_the_plan_are_named(tmp_path):
     study = fake_study(tmp_path, windows=8)
     (study / "runs" / "from-an-earlier-plan").mkdir()
     assert load_study(study).unplanned == ["from-an-earlier-plan"]
+
+
+def test_runs_dropped_to_fit_the_minutes_are_named_and_not_called_missing(report, tmp_path):
+    study = fake_study(tmp_path, windows=8)
+    assert "to stay within the minutes" not in report.main(study).read_text()
+    plan = json.loads((study / "plan.json").read_text())
+    dropped = plan["runs"].pop()
+    (study / "plan.json").write_text(json.dumps(plan | {"dropped": [dropped | {"predicted_seconds": 200.0}]}))
+    page = report.main(study)
+    text = page.read_text()
+    assert "Not run, to stay within the minutes asked for" in text
+    assert f"{dropped['run']}: about 3 min 20 s" in text
+    assert results_of(page)["missing"] == [] and "No planned run is missing." in text
+
+
+def test_only_the_smoke_scale_or_too_few_evaluations_bring_a_caution(report, written, tmp_path):
+    assert not results_of(written)["smoke"]
+    assert "proves the machinery" not in written.read_text() and 'class="warning"' not in written.read_text()
+    page = report.main(fake_study(tmp_path, grid=[0.5, 1, 8, 24], windows=8))  # at the laptop scale
+    assert results_of(page)["verdict"][0].startswith("Too few evaluations")
+    assert "proves the machinery" not in page.read_text() and 'class="warning"' in page.read_text()
+
+
+def test_the_verdict_has_one_line_per_cell_and_process_against_every_baseline(written):
+    verdict = results_of(written)["verdict"]
+    assert [line.split(":")[0].split(" (")[0] for line in verdict[:-1]] == [
+        "scarce-8k, MD4",
+        "scarce-8k, Shuffle",
+        "scarce-8k, Flow matching",
+        "control-128k, MD4",
+    ]
+    found = r"X1 epoch \S+ \[.+?\].*?, X2 epoch \S+ \[.+?\].*?"
+    assert re.search(f"against ARM: {found}; against ARM, regularised: {found}", verdict[0])
+    assert "X2 not reached within 700 epochs of the process" in verdict[1]
+    assert "X1 not reached within 24 epochs of both" in verdict[3]
 
 
 def test_labels_are_spread_no_more_than_needed():
