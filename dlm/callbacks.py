@@ -89,7 +89,7 @@ class KeepLast(Checkpoint):
         self.path, self.every, self.evaluations = path, every, set(evaluations)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Count micro-batches anew: a run may resume with another `accumulate`, and steps must begin with the first."""
+        """Count micro-batches anew: a run may resume with another `accumulate`; steps begin with the first."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         for count in (progress["total"], progress["current"]):

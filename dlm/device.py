@@ -1,8 +1,8 @@
 """What this machine can do, and the rules that follow from it: precision and compilation.
 
 Measured on an EPYC with avx512_bf16, one thread: bf16 trains 1.5 times faster than fp32 at width 96 and 1.9 times
-at 128; a processor without bf16 instructions emulates them, slowly. Compiling costs half a minute and returns a tenth
-in fp32 at width 96. On a GPU both always pay. So `auto` means: bf16 on a GPU, or on a processor with bf16
+at 128; a processor without bf16 instructions emulates them, slowly. Compiling costs half a minute and returns a
+tenth in fp32 at width 96. On a GPU both always pay. So `auto` means: bf16 on a GPU, or on a processor with bf16
 instructions from width 96 on; compiled blocks on a GPU only. Every choice can be set by hand (trainer.precision,
 trainer.compile).
 """

@@ -59,7 +59,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run against a second process, and clear up what a killed one left; the lock dies with its holder.
+        """Hold the run against a second process, and clear up after a killed one; the lock dies with its holder.
 
         Raises:
             UserError: if another process is training this very run.
@@ -80,6 +80,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """One line, in one write. Raises UserError if it cannot be written (a full disk)."""
     with writing(path), open(path, "ab") as file:
         file.write((json.dumps(row) + "\n").encode())
+
+
+def newest_row(path: Path) -> dict[str, Any]:
+    """The last whole row of an append-only file; empty if there is none."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return next((json.loads(line) for line in reversed(lines) if line.startswith("{") and line.endswith("}")), {})
 
 
 def drop_torn_line(path: Path) -> None:

@@ -55,7 +55,9 @@ def same_weights(one, other, atol=0.0):
     """Equal to the bit, or to `atol`."""
     one, other = weights(one), weights(other)
     assert one.keys() == other.keys()
-    return all(torch.equal(one[k], other[k]) if atol == 0 else (one[k] - other[k]).abs().max() <= atol for k in one)
+    return all(
+        torch.equal(one[k], other[k]) if atol == 0 else (one[k] - other[k]).abs().max() <= atol for k in one
+    )
 
 
 def in_fork(work, *arguments):

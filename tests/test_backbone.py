@@ -264,7 +264,11 @@ def test_what_does_not_fit_is_refused():
     net(tokens(), cache=cache)
     with pytest.raises(UserError, match="exceeds backbone.max_len"):
         net(tokens(length=1), cache=cache)
-    for wrong, said in [({"dim": 18, "heads": 4}, "dim=18"), ({"dim": 6, "heads": 2}, "even"), ({"mlp": "x"}, "mlp")]:
+    for wrong, said in [
+        ({"dim": 18, "heads": 4}, "dim=18"),
+        ({"dim": 6, "heads": 2}, "even"),
+        ({"mlp": "x"}, "mlp"),
+    ]:
         with pytest.raises(UserError, match=said):
             network(**wrong)
     for wrong in ({"time": "now"}, {"attention": "flash"}):

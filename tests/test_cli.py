@@ -16,7 +16,9 @@ SMALL = [override for override in TOY if not override.startswith("data")]
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(f"paragraph {i}: " + "lorem ipsum dolor sit amet " * (1 + i % 7) for i in range(99)))
+    path.write_text(
+        "\n\n".join(f"paragraph {i}: " + "lorem ipsum dolor sit amet " * (1 + i % 7) for i in range(99))
+    )
     return path
 
 
@@ -76,7 +78,13 @@ def test_a_gpu_that_is_not_there(trainer, tmp_path, refused):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), (b"", "empty"), (b"\n \n", "empty"), (b"\xff\xfe\x00text", "UTF-8"), (b"a\0b", "binary")],
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b"\n \n", "empty"),
+        (b"\xff\xfe\x00text", "UTF-8"),
+        (b"a\0b", "binary"),
+    ],
     ids=["missing", "empty", "blank", "not-utf8", "binary"],
 )
 def test_text_files_that_cannot_be_read(content, said, tmp_path, refused):
@@ -102,9 +110,13 @@ def test_a_directory_that_cannot_be_written(tmp_path, refused):
     (tmp_path / "file").write_text("")
     error = refused(train.main, *TOY, f"output_dir={tmp_path}/file/outputs")
     assert f"{tmp_path}/file/outputs" in error and "write" in error
-    error = refused(experiment.main, "name=super-data-learners", "scale=smoke", f"output_dir={tmp_path}/file/outputs")
+    error = refused(
+        experiment.main, "name=super-data-learners", "scale=smoke", f"output_dir={tmp_path}/file/outputs"
+    )
     assert f"{tmp_path}/file/outputs" in error
-    error = refused(train.main, *SMALL, f"output_dir={tmp_path}", "data=pydoc", f"data.cache_dir={tmp_path}/file/c")
+    error = refused(
+        train.main, *SMALL, f"output_dir={tmp_path}", "data=pydoc", f"data.cache_dir={tmp_path}/file/c"
+    )
     assert f"{tmp_path}/file" in error
 
 
@@ -209,7 +221,9 @@ def test_sample_refuses(arguments, said, md4_run, refused):
 
 
 def test_sample_fills_in_and_continues(md4_run, arm_run, shuffle_run, called, refused, capsys):
-    out = called(sample.main, f"run={md4_run}", "n=3", "sampler=ordered", "policy=margin", "--prompt", "3 [MASK:6] 3")
+    out = called(
+        sample.main, f"run={md4_run}", "n=3", "sampler=ordered", "policy=margin", "--prompt", "3 [MASK:6] 3"
+    )
     samples = [line.split() for line in out.splitlines() if not line.startswith("---")]
     assert len(samples) == 3 and all(len(s) == 8 and s[0] == s[-1] == "3" for s in samples)
     assert out.count("6 network evaluations") == 3
@@ -242,7 +256,10 @@ def test_results_survive_every_mistake(md4_run):
         (["name=super-data-learners", "scale=smoke", "seeds=a"], ["a", "seeds"]),
         (["name=super-data-learners", "scale=smoke", "minutes=-1"], ["minutes"]),
         (["experiment=x"], ["experiment=x"]),
-        (["name=super-data-learners", "scale=smoke", "stage=report"], ["super-data-learners/smoke", "no such study"]),
+        (
+            ["name=super-data-learners", "scale=smoke", "stage=report"],
+            ["super-data-learners/smoke", "no such study"],
+        ),
     ],
     ids=str,
 )

@@ -63,7 +63,9 @@ def test_the_cluster_is_configured_or_says_what_is_missing():
 
 def test_data_of_every_yaml_instantiates(tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"paragraph {i}: " + "lorem ipsum dolor sit amet " * (1 + i % 7) for i in range(99)))
+    text.write_text(
+        "\n\n".join(f"paragraph {i}: " + "lorem ipsum dolor sit amet " * (1 + i % 7) for i in range(99))
+    )
     wanted = {"toy": [], "pydoc": [f"data.cache_dir={tmp_path}"]}
     wanted["file"] = [f"data.path={text}", f"data.cache_dir={tmp_path}", "seq_len=32"]
     assert {*wanted, "stdlib"} == set(names("data")), "a new data YAML needs a line here"

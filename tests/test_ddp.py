@@ -20,7 +20,9 @@ UNEVEN = "evaluation.batch_size=3"  # 8 windows: two batches for one process, on
 
 def on_two(output_dir, *overrides):
     """Fit with two forked processes (Lightning would restart pytest itself to make others)."""
-    cfg = composed(*TOY, UNEVEN, f"output_dir={output_dir}", *overrides, "trainer.devices=2", "trainer.strategy=ddp_fork")
+    cfg = composed(
+        *TOY, UNEVEN, f"output_dir={output_dir}", *overrides, "trainer.devices=2", "trainer.strategy=ddp_fork"
+    )
     data = train.build_data(cfg)
     run, steps = RunDirectory(config.run_path(cfg)), train.plan_steps(cfg, data)
     run.create()
@@ -134,9 +136,7 @@ def command_line(*arguments, **options):
 def test_the_command_line_starts_its_own_second_process(tmp_path):
     """From `python -m dlm.train` to one record: evaluated once, by a process that no longer waits for the other."""
     one = toy_run(tmp_path / "one", UNEVEN)
-    out = command_line(
-        *TOY, UNEVEN, f"output_dir={tmp_path}/two", "trainer.devices=2", "trainer.strategy=ddp"
-    )
+    out = command_line(*TOY, UNEVEN, f"output_dir={tmp_path}/two", "trainer.devices=2", "trainer.strategy=ddp")
     assert out.count("training ") == out.count("finished ") == 1
     (two,) = (tmp_path / "two/adhoc/local/runs").iterdir()
     assert two.name == one.name
@@ -152,7 +152,9 @@ def test_the_command_line_starts_its_own_second_process(tmp_path):
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "dp"])
 def test_strategies_that_would_lose_the_record_are_refused(strategy, tmp_path, refused):
     """A forked trainer's counters die with it; the record would say nought."""
-    error = refused(train.main, *TOY, f"output_dir={tmp_path}", "trainer.devices=2", f"trainer.strategy={strategy}")
+    error = refused(
+        train.main, *TOY, f"output_dir={tmp_path}", "trainer.devices=2", f"trainer.strategy={strategy}"
+    )
     assert strategy in error and "ddp" in error
 
 

@@ -180,9 +180,7 @@ def tiny(tmp_path, monkeypatch):
     }  # fmt: skip
     (folder / "small.yaml").write_text(yaml.safe_dump(plan))
     real = config.bundled
-    monkeypatch.setattr(
-        config, "bundled", lambda name: folder.parent if name == "experiments" else real(name)
-    )
+    monkeypatch.setattr(config, "bundled", lambda name: folder.parent if name == "experiments" else real(name))
     monkeypatch.setattr(experiment.subprocess, "Popen", Forked)
     monkeypatch.setattr(Forked, "started", [])
     return ["name=tiny", "scale=small", f"output_dir={tmp_path}/outputs"]

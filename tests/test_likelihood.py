@@ -101,7 +101,11 @@ def test_scores_do_not_depend_on_the_batch(md4_run, shuffle_run):
 
 
 def test_a_record_says_what_kind_each_number_is(md4_run, arm_run, shuffle_run):
-    for run, kind in ((md4_run, "bound (any-order NELBO)"), (arm_run, "exact"), (shuffle_run, "bound (uniform NELBO)")):
+    for run, kind in (
+        (md4_run, "bound (any-order NELBO)"),
+        (arm_run, "exact"),
+        (shuffle_run, "bound (uniform NELBO)"),
+    ):
         model, data, directory = evaluate.load_run(run)
         block = directory.read_record()["likelihood"]
         assert block["bound"]["kind"] == kind

@@ -119,14 +119,14 @@ def test_noise_differs_wherever_it_should(method):
             assert len({round(t, 12) for t in times.tolist()}) == 4
     flat = torch.stack(blocks)
     assert len(flat.unique(dim=0)) == len(flat)
-    assert 0 <= flat.min() and flat.max() < 1 and abs(flat.mean() - 0.5) < 0.1
+    assert flat.min() >= 0 and flat.max() < 1 and abs(flat.mean() - 0.5) < 0.1
 
 
 def test_times_are_a_rotated_lattice():
     """Evenly spread over the global batch, each entry uniform; not tied to the row from step to step."""
     places = lattice(0.93, range(8), 8)
     torch.testing.assert_close(places.sort().values.diff(), torch.full((7,), 1 / 8, dtype=F64))
-    assert 0 <= places.min() and places.max() < 1
+    assert places.min() >= 0 and places.max() < 1
     model, data = built("md4")
     first = torch.stack([model.training_noise(batch_of(data, [0], step, 4))[0][0] for step in range(400)])
     assert abs(first.mean() - 0.5) < 5 / math.sqrt(12 * 400)

@@ -60,7 +60,7 @@ def test_standard_errors_by_hand():
     means = [21.0, 30.0, 26.0, 22.0]
     average = sum(means) / 4
     spread = math.sqrt(sum((m - average) ** 2 for m in means) / 3 / 4) / 10
-    draws = math.sqrt((2 / 2 + 0 / 2 + 2 / 2 + 8 / 2)) / 40
+    draws = math.sqrt(2 / 2 + 0 / 2 + 2 / 2 + 8 / 2) / 40
     assert math.isclose(score.nll, average / 10, rel_tol=1e-14)
     assert math.isclose(score.se, spread, rel_tol=1e-12)
     assert math.isclose(score.se_draws, draws, rel_tol=1e-12)

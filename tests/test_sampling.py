@@ -8,7 +8,6 @@ from oracle import F64, WORLD, Exact, index
 from dlm import sampling, train
 from dlm.data.source import Source
 from dlm.errors import UserError
-from dlm.likelihood import is_mask_predictor
 from dlm.process import GenMaskedDiffusion, MaskedDiffusion, UniformDiffusion
 from dlm.sample import parse_prompt
 
@@ -131,7 +130,9 @@ def test_rows_do_not_meet(method, sampler, monkeypatch):
         return torch.rand(x.shape, dtype=F64, generator=seeded(len(calls)))
 
     monkeypatch.setattr(sampling, "noise_like", noise)
-    monkeypatch.setattr(sampling, "draw", lambda probs, generator: probs.double().cumsum(-1).gt(0.6).long().argmax(-1))
+    monkeypatch.setattr(
+        sampling, "draw", lambda probs, generator: probs.double().cumsum(-1).gt(0.6).long().argmax(-1)
+    )
     given, free = blank()
     free[0, :2] = False
     if method == "arm":
@@ -199,7 +200,9 @@ def test_several_tokens_at_a_time(policy, per_step):
         counts = sample.fixed_at[row][free[row]].bincount()
         assert counts[:-1].eq(per_step).all() and counts.sum() == tokens[row]
     if policy == "left_to_right":
-        assert (sample.fixed_at[free].view(-1) == torch.cat([torch.arange(int(n)) // per_step for n in tokens])).all()
+        assert (
+            sample.fixed_at[free].view(-1) == torch.cat([torch.arange(int(n)) // per_step for n in tokens])
+        ).all()
 
 
 def test_options_that_make_no_sense_are_refused():

@@ -259,7 +259,9 @@ def test_moving_average_by_hand():
         ema = callbacks.Ema(decay)
         averaged, wanted = torch.tensor([1.0], dtype=torch.float64), 1.0
         for n, current in enumerate([2.0, 3.0, 5.0], 1):
-            ema._kwargs["multi_avg_fn"]([averaged], [torch.tensor([current], dtype=torch.float64)], torch.tensor(n))
+            ema._kwargs["multi_avg_fn"](
+                [averaged], [torch.tensor([current], dtype=torch.float64)], torch.tensor(n)
+            )
             keep = min(decay, (1 + n) / (10 + n))
             wanted = keep * wanted + (1 - keep) * current
         assert math.isclose(averaged.item(), wanted, rel_tol=1e-12)
