@@ -257,28 +257,24 @@ def test_compiled_blocks_are_the_eager_ones(options):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="13 tokens exceeds backbone.max_len=12"):
+    with pytest.raises(UserError, match=r"13 tokens exceeds backbone\.max_len=12"):
         network()(tokens(length=L + 1))
     net = network(causal=True)
     cache = net.new_cache(B)
     net(tokens(), cache=cache)
-    with pytest.raises(UserError, match="exceeds backbone.max_len"):
+    with pytest.raises(UserError, match=r"exceeds backbone\.max_len"):
         net(tokens(length=1), cache=cache)
-    for wrong, said in [
-        ({"dim": 18, "heads": 4}, "dim=18"),
-        ({"dim": 6, "heads": 2}, "even"),
-        ({"mlp": "x"}, "mlp"),
-    ]:
-        with pytest.raises(UserError, match=said):
+    for wrong in ({"dim": 18, "heads": 4}, {"dim": 6, "heads": 2}):
+        with pytest.raises(UserError, match=f"dim={wrong['dim']}"):
             network(**wrong)
-    for wrong in ({"time": "now"}, {"attention": "flash"}):
+    for wrong in ({"time": "now"}, {"attention": "flash"}, {"mlp": "relu"}):
         with pytest.raises(UserError, match=next(iter(wrong.values()))):
             network(**wrong)
 
 
 @pytest.mark.parametrize("options", [{}, {"mlp": "gelu", "tie": True}, {"causal": True}], ids=str)
 def test_flops_are_those_that_torch_counts(options):
-    """Forward and backward, to 5 %; torch's counter knows no causal discount, so half of attention is added back."""
+    """Forward and backward, to 5 %; torch's counter knows no causal discount, so it is added back."""
     dim, depth, length = 96, 3, 64
     with torch.device("meta"):
         net = Transformer(97, max_len=length, dim=dim, depth=depth, heads=4, **options)

@@ -1,5 +1,6 @@
 """Every YAML composes, instantiates and trains; every method is the same size; names are stable."""
 
+import copy
 import math
 
 import hydra
@@ -22,9 +23,13 @@ def names(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-def built(*overrides):
-    cfg = composed(*overrides)
-    cfg.vocab_size = 97
+METHOD_CONFIGS = {method: composed(f"method={method}", "vocab_size=97") for method in METHODS}
+
+
+def built(method, backbone="tiny"):
+    """A method on a backbone, without memory for its weights."""
+    cfg = copy.deepcopy(METHOD_CONFIGS[method])
+    cfg.backbone.merge_with(OmegaConf.load(BACKBONES[backbone]))
     with torch.device("meta"):
         return train.build_model(cfg, "none", total_steps=1)
 
@@ -76,7 +81,7 @@ def test_data_of_every_yaml_instantiates(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_builds(method):
-    model = built(f"method={method}")
+    model = built(method)
     assert isinstance(model, LanguageModel)
     assert model.bound_kind and model.samplers
 
@@ -86,7 +91,7 @@ def test_every_backbone_has_the_size_it_claims(backbone):
     """The comment on its first line: "20M: ...", "300M without embeddings: ..."; to 15 %."""
     claim = BACKBONES[backbone].read_text().split()[1].rstrip(":")
     millions = float(claim.removesuffix("M"))
-    model = built("method=md4", f"backbone={backbone}").backbone
+    model = built("md4", backbone).backbone
     embedding = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("embed", "head")))
     total = sum(p.numel() for p in model.parameters())
     bare = "without embeddings" in BACKBONES[backbone].read_text()
@@ -98,7 +103,7 @@ def test_methods_are_equally_large(backbone):
     """The same network to 1 %, apart from what tells it the time and GenMD4's one weight per token."""
     sizes = {}
     for method in METHODS:
-        model = built(f"method={method}", f"backbone={backbone}")
+        model = built(method, backbone)
         process = getattr(model, "process", None)
         own = process.schedule.raw.numel() if isinstance(process, GenMaskedDiffusion) else 0
         assert own == (97 if method == "genmd4" else 0)
@@ -108,7 +113,7 @@ def test_methods_are_equally_large(backbone):
 
 def test_a_time_dependent_process_is_told_the_time_and_only_it():
     for method in METHODS:
-        model = built(f"method={method}")
+        model = built(method)
         told = model.backbone.conditioning_parameters > 0
         assert told == (hasattr(model, "process") and model.process.time_dependent), method
 
@@ -116,12 +121,14 @@ def test_a_time_dependent_process_is_told_the_time_and_only_it():
 # --- refusing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["backbone.dmi=4", "optim.lrr=1", "trainer.device=2", "evaluation.draw=1", "sed=1", "logger.wandbb=true"]
-    + ["backbone.depth=deep", "optim.lr=fast", "seed=1.5", "epochs=many", "method=md5", "backbone=huge"]
-    + ["data=wikipedia", "trainer=tpu", "logger=paper"],
-)
+MISTYPED = [
+    *("backbone.dmi=4", "optim.lrr=1", "trainer.device=2", "evaluation.draw=1", "sed=1", "logger.wandbb=true"),
+    *("backbone.depth=deep", "optim.lr=fast", "seed=1.5", "epochs=many", "method=md5", "backbone=huge"),
+    *("data=wikipedia", "trainer=tpu", "logger=paper"),
+]
+
+
+@pytest.mark.parametrize("override", MISTYPED)
 def test_mistyped_keys_and_values_are_refused(override):
     with pytest.raises(config.CONFIG_ERRORS) as error:
         composed(override)
@@ -147,21 +154,25 @@ def test_the_name_of_a_run_is_stable():
     assert name.startswith("maskeddiffusion-s0-") and len(name.split("-")[-1]) == 8
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["trainer.devices=4", "trainer=gpu", "trainer.precision=32-true", "logger=wandb", "logger.project=x"]
-    + ["output_dir=/elsewhere", "study=other", "scale=other", "trainer.num_workers=2", "trainer.accumulate=2"],
-)
+WHERE = [
+    *("trainer.devices=4", "trainer=gpu", "trainer.precision=32-true", "logger=wandb", "logger.project=x"),
+    *("output_dir=/elsewhere", "study=other", "scale=other", "trainer.num_workers=2", "trainer.accumulate=2"),
+]
+
+
+@pytest.mark.parametrize("where", WHERE)
 def test_where_a_run_happens_is_no_part_of_its_name(where):
     overrides = ["data=toy", "method=md4"]
     assert config.run_name(composed(*overrides, where)) == config.run_name(composed(*overrides))
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["optim.lr=1e-3", "seed=1", "data.unique_tokens=1024", "backbone.dropout=0.1", "epochs=11", "method=arm"]
-    + ["batch_size=8", "evaluation.draws=4", "data.seed=1", "method.process.schedule._target_=x", "trainer=smoke"],
-)
+WHAT = [
+    *("optim.lr=1e-3", "seed=1", "data.unique_tokens=1024", "backbone.dropout=0.1", "epochs=11", "method=arm"),
+    *("batch_size=8", "evaluation.draws=4", "data.seed=1", "method.process.schedule._target_=x", "trainer=smoke"),
+]
+
+
+@pytest.mark.parametrize("what", WHAT)
 def test_what_decides_the_numbers_is_part_of_the_name(what):
     base = ["data=toy", "method=md4", "seq_len=32"]
     assert config.run_name(composed(*base, what)) != config.run_name(composed(*base))
@@ -226,7 +237,7 @@ def test_a_learned_schedule_is_trained_without_weight_decay():
 
 def test_matrices_decay_and_nothing_else_does():
     for method in METHODS:
-        model = built(f"method={method}")
+        model = built(method)
         optimizer = model.optim.optimizer(model)
         assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
         for group in optimizer.param_groups:

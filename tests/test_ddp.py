@@ -134,7 +134,7 @@ def command_line(*arguments, **options):
 
 
 def test_the_command_line_starts_its_own_second_process(tmp_path):
-    """From `python -m dlm.train` to one record: evaluated once, by a process that no longer waits for the other."""
+    """From `python -m dlm.train` to one record: evaluated by a process that waits for no other."""
     one = toy_run(tmp_path / "one", UNEVEN)
     out = command_line(*TOY, UNEVEN, f"output_dir={tmp_path}/two", "trainer.devices=2", "trainer.strategy=ddp")
     assert out.count("training ") == out.count("finished ") == 1
@@ -168,10 +168,12 @@ def test_a_sweep_starts_each_job_once(tmp_path):
     """Through the process launcher, each job itself on two processes; a failing job does not stop the others."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "dlm.train", "-m", "hydra/launcher=process", *TOY, UNEVEN, f"output_dir={tmp_path}"),
-            *("trainer.devices=2", "trainer.strategy=ddp", "method=md4", "batch_size=5,4"),
+            *(sys.executable, "-m", "dlm.train", "-m", "hydra/launcher=process", *TOY, UNEVEN),
+            *(f"output_dir={tmp_path}", "trainer.devices=2", "trainer.strategy=ddp"),
+            *("method=md4", "batch_size=5,4"),
         ],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     started = [line for line in done.stdout.splitlines() if line.startswith("job ")]
     assert len(started) == 2, done.stdout

@@ -5,14 +5,17 @@ import multiprocessing
 import os
 import shutil
 import sys
+from typing import ClassVar
 
 import pytest
 import yaml
-from conftest import ROOT, composed
+from conftest import ROOT, TOY
+from omegaconf import OmegaConf
 
 from dlm import config, experiment, train
+from dlm import plan as plan_module
 from dlm.errors import UserError
-from dlm.experiment import Command, Study
+from dlm.plan import Command, Plan
 
 STUDY = ROOT / "experiments" / "super-data-learners"
 SMOKE = yaml.safe_load((STUDY / "smoke.yaml").read_text())
@@ -20,39 +23,53 @@ SCALES = sorted(path.stem for path in STUDY.glob("*.yaml"))
 
 
 def planned(tmp_path, **settings):
-    return Study(Command(**{"name": STUDY.name, "scale": "smoke", "output_dir": str(tmp_path)} | settings))
+    return Plan(Command(**{"name": STUDY.name, "scale": "smoke", "output_dir": str(tmp_path)} | settings))
 
 
 # --- plans --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def plans():
+    """{scale: (plan, {run: configuration})}, the configurations caught as they are composed."""
+    found = {}
+    for scale in SCALES:
+        caught = []
+        with pytest.MonkeyPatch.context() as patch:
+            compose = plan_module.compose
+            patch.setattr(plan_module, "compose", lambda *a, **k: caught.append(compose(*a, **k)) or caught[-1])  # noqa: B023
+            study = planned("outputs", scale=scale)
+        found[scale] = study, dict(zip([job.run for job in study.jobs], caught, strict=True))
+    return found
+
+
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_scale_composes(scale, tmp_path):
+def test_every_scale_composes(scale, plans):
     """Arms x cells x seeds, each under a name of its own, each a configuration that `dlm.train` accepts."""
     plan = yaml.safe_load((STUDY / f"{scale}.yaml").read_text())
-    study = planned(tmp_path, scale=scale)
+    study, configs = plans[scale]
     wanted = [(c["cell"], a["arm"], s) for c in plan["cells"] for a in plan["arms"] for s in plan["seeds"]]
     assert [(job.cell, job.arm, job.seed) for job in study.jobs] == wanted
     assert len({job.run for job in study.jobs}) == len(study.jobs)
     budgets = {cell["cell"]: cell["unique_tokens"] for cell in plan["cells"]}
     for job in study.jobs:
-        cfg = composed(*job.overrides)
+        cfg = configs[job.run]
         assert (config.run_name(cfg), config.run_path(cfg)) == (job.run, job.path)
         assert (cfg.study, cfg.scale, cfg.cell, cfg.arm) == (STUDY.name, scale, job.cell, job.arm)
         assert cfg.data.unique_tokens == budgets[job.cell] and cfg.epochs == job.epochs
 
 
-def test_arms_of_a_cell_differ_only_where_they_say(tmp_path):
+def test_arms_of_a_cell_differ_only_where_they_say(plans):
     """Same data, batches, backbone, optimiser and evaluation: otherwise it compares something else."""
     for scale in SCALES:
         plan = yaml.safe_load((STUDY / f"{scale}.yaml").read_text())
-        study = planned(tmp_path, scale=scale)
+        study, configs = plans[scale]
         for cell in {job.cell for job in study.jobs}:
             shared = []
             for job in study.jobs:
                 if job.cell == cell:
                     (arm,) = (a for a in plan["arms"] if a["arm"] == job.arm)
-                    cfg = config.resolved(composed(*job.overrides, "vocab_size=97"))
+                    cfg = config.resolved(OmegaConf.merge(configs[job.run], {"vocab_size": 97}))
                     for key in ("method", "arm", "epochs"):
                         cfg.pop(key)
                     for key in ("causal", "time"):
@@ -69,35 +86,38 @@ def test_arms_of_a_cell_differ_only_where_they_say(tmp_path):
             assert all(cfg == shared[0] for cfg in shared)
 
 
-def test_a_plan_is_printed_and_written_but_not_run(tmp_path, called):
+def test_a_plan_is_printed_and_written_but_not_run(tmp_path, called, plans):
     out = called(experiment.main, f"name={STUDY.name}", "scale=smoke", "stage=plan", f"output_dir={tmp_path}")
     plan = json.loads((tmp_path / STUDY.name / "smoke" / "plan.json").read_text())
     count = len(SMOKE["arms"]) * len(SMOKE["cells"])
     assert len(plan["runs"]) == count and f"{count} runs" in out and "predicted" in out
-    assert all(run["run"] in {j.run for j in planned(tmp_path).jobs} for run in plan["runs"])
+    assert [run["run"] for run in plan["runs"]] == [job.run for job in plans["smoke"][0].jobs]
     assert not (tmp_path / STUDY.name / "smoke" / "runs").exists()
-    assert not plan["dropped"] and plan["cells"][0]["unique_tokens"] == SMOKE["cells"][0]["unique_tokens"]
+    assert (
+        "DROPPED" not in out
+        and not plan["dropped"]
+        and plan["cells"][0]["unique_tokens"] == SMOKE["cells"][0]["unique_tokens"]
+    )
 
 
-def test_further_arms_and_seeds(tmp_path):
+def test_further_arms_and_seeds(tmp_path, plans, monkeypatch):
     """A method becomes an arm by its name; the runs that were there before keep their names."""
-    base = planned(tmp_path)
+    base = plans["smoke"][0]
     more = planned(tmp_path, arms="genmd4,md4", seeds="0,3")
     assert [arm["arm"] for arm in more.arms] == [*(arm["arm"] for arm in base.arms), "genmd4"]
     assert len(more.jobs) == (len(base.arms) + 1) * len(SMOKE["cells"]) * 2
     assert {job.run for job in base.jobs} < {job.run for job in more.jobs}
-    laptop = planned(tmp_path, scale="laptop", arms="genmd4")
-    assert laptop.arms[-1]["label"] == "GenMD4", "optional arms come with their own settings"
+    monkeypatch.setattr(Plan, "_jobs", lambda self: [])
+    laptop = planned(tmp_path, scale="laptop", arms="genmd4").arms[-1]
+    assert laptop["label"] == "GenMD4", "optional arms come with their own settings"
 
 
-def test_a_budget_drops_from_the_end_and_says_so(tmp_path, called):
+def test_a_budget_drops_from_the_end_and_says_so(tmp_path, called, plans):
     """100 s of work for two workers in 40 s: the last runs of the plan go, by name, into plan and output."""
     common = [f"name={STUDY.name}", "scale=smoke", "stage=plan", f"output_dir={tmp_path}"]
-    whole = called(experiment.main, *common)
-    assert "DROPPED" not in whole
     out = called(experiment.main, *common, "minutes=0.6666666")
     plan = json.loads((tmp_path / STUDY.name / "smoke" / "plan.json").read_text())
-    jobs = planned(tmp_path).jobs
+    jobs = plans["smoke"][0].jobs
     kept = int(40 * SMOKE["workers"] / SMOKE["seconds_per_run"] - 1e-3)
     assert [run["run"] for run in plan["runs"]] == [job.run for job in jobs[:kept]]
     assert sorted(run["run"] for run in plan["dropped"]) == sorted(job.run for job in jobs[kept:])
@@ -132,7 +152,7 @@ def test_progress_is_read_from_the_curve(tmp_path):
 class Forked:
     """Stands in for Popen: the same command line in a fork of this process, which has torch loaded already."""
 
-    started: list = []
+    started: ClassVar[list] = []
 
     def __init__(self, command, env, stdout, stderr):
         assert command[:3] == [sys.executable, "-m", "dlm.train"] and env["OMP_NUM_THREADS"] == "1"
@@ -158,8 +178,6 @@ class Forked:
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A study of two cells and three arms on toy data, one of which cannot run, beside the real report."""
-    from conftest import TOY
-
     folder = tmp_path / "experiments" / "tiny"
     folder.mkdir(parents=True)
     shutil.copy(STUDY / "report.py", folder / "report.py")
@@ -175,7 +193,7 @@ def tiny(tmp_path, monkeypatch):
         "cells": [
             {"cell": "scarce", "role": "scarce", "unique_tokens": 256, "overrides": ["data.unique_tokens=256"],
              "epochs": {"default": 2, "md4": 4}},
-            {"cell": "control", "role": "control", "unique_tokens": 512, "overrides": [], "epochs": {"default": 1}},
+            {"cell": "control", "role": "control", "unique_tokens": 512, "epochs": {"default": 1}},
         ],
     }  # fmt: skip
     (folder / "small.yaml").write_text(yaml.safe_dump(plan))
@@ -186,8 +204,11 @@ def tiny(tmp_path, monkeypatch):
     return ["name=tiny", "scale=small", f"output_dir={tmp_path}/outputs"]
 
 
-def test_a_failing_run_costs_no_other_and_is_reported(tiny, tmp_path, refused):
-    """Four of six runs finish, the report shows all six, and the command ends in one line and status 2."""
+def test_a_failing_run_costs_no_other_and_is_reported(tiny, tmp_path, refused, called):
+    """Four of six runs finish, the report shows all six, and the command ends in one line and status 2.
+
+    A second call runs only what is missing, and the report alone runs nothing.
+    """
     error = refused(experiment.main, *tiny)
     directory = tmp_path / "outputs" / "tiny" / "small"
     plan = json.loads((directory / "plan.json").read_text())
@@ -205,16 +226,12 @@ def test_a_failing_run_costs_no_other_and_is_reported(tiny, tmp_path, refused):
     Forked.started.clear()
     assert "2 of 6 runs failed" in refused(experiment.main, *tiny)
     assert len(Forked.started) == 2, "only what is missing is run again"
+    Forked.started.clear()
+    assert str(directory / "report.html") in called(experiment.main, *tiny, "stage=report")
+    assert not Forked.started
     assert {p: t for p, t in before.items() if "broken" not in p.parent.name} == {
         path: path.stat().st_mtime_ns for path in directory.glob("runs/*/*") if "broken" not in path.parent.name
     }
-
-
-def test_the_report_alone_runs_nothing(tiny, tmp_path, refused, called):
-    refused(experiment.main, *tiny)
-    Forked.started.clear()
-    out = called(experiment.main, *tiny, "stage=report")
-    assert not Forked.started and str(tmp_path / "outputs" / "tiny" / "small" / "report.html") in out
 
 
 def test_calibration_reports_what_it_could_not_measure(tmp_path, monkeypatch):
@@ -230,7 +247,7 @@ def test_calibration_reports_what_it_could_not_measure(tmp_path, monkeypatch):
     study = planned(tmp_path, scale="laptop")
     monkeypatch.setattr(experiment.subprocess, "Popen", Failing)
     with pytest.raises(UserError, match="no such thing"):
-        study.calibrate()
+        experiment.calibrate(study)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,16 +223,10 @@ def test_over_fitting_stops_a_run_and_is_recorded(tmp_path):
     assert all(loss > min(losses.values()) for loss in list(losses.values())[-2:])
 
 
-class FakeTrainer:
-    def __init__(self, data):
-        self.should_stop, self.global_step, self.datamodule = False, 0, data
-
-
 def stopped_after(losses, margin):
     """How many evaluations OverfitStop allows."""
-    from types import SimpleNamespace
-
-    stop, trainer = callbacks.OverfitStop(margin), FakeTrainer(SimpleNamespace(epoch_of=float))
+    stop = callbacks.OverfitStop(margin)
+    trainer = SimpleNamespace(should_stop=False, datamodule=SimpleNamespace(epoch_of=float))
     for count, loss in enumerate(losses, 1):
         trainer.global_step = count
         model = SimpleNamespace(scores={"tune": SimpleNamespace(nll=loss)})
@@ -259,9 +254,8 @@ def test_moving_average_by_hand():
         ema = callbacks.Ema(decay)
         averaged, wanted = torch.tensor([1.0], dtype=torch.float64), 1.0
         for n, current in enumerate([2.0, 3.0, 5.0], 1):
-            ema._kwargs["multi_avg_fn"](
-                [averaged], [torch.tensor([current], dtype=torch.float64)], torch.tensor(n)
-            )
+            new = torch.tensor([current], dtype=torch.float64)
+            ema._kwargs["multi_avg_fn"]([averaged], [new], torch.tensor(n))
             keep = min(decay, (1 + n) / (10 + n))
             wanted = keep * wanted + (1 - keep) * current
         assert math.isclose(averaged.item(), wanted, rel_tol=1e-12)
@@ -312,8 +306,8 @@ def test_the_chosen_checkpoint_is_the_lowest_on_tune(tmp_path):
     model, data, _ = evaluate.load_run(path)
     score = evaluate.score(model, data, model.nll_draws, "tune", None, 2, 16)
     assert math.isclose(score.nll, losses[best], rel_tol=1e-6)
-    assert math.isclose(record["likelihood"]["bound"]["nats_per_token"], curve(path, "report/nll")[best]["report/nll"],
-                        rel_tol=1e-6)  # fmt: skip
+    reported = record["likelihood"]["bound"]["nats_per_token"]
+    assert math.isclose(reported, curve(path, "report/nll")[best]["report/nll"], rel_tol=1e-6)
 
 
 def test_curve_axes_are_exact_counts(tmp_path):
