@@ -138,7 +138,7 @@ class RunLog(Callback):
     def __init__(self, run: RunDirectory, every: int, flops_per_token: float):
         self.run, self.every, self.flops_per_token = run, every, flops_per_token
         self.seconds, self.evaluation_seconds = 0.0, 0.0  # of training and of evaluation, over all resumptions
-        self.scored = 0  # positions that carried a loss: about half of the tokens in masked diffusion
+        self.scored: Any = 0  # positions that carried a loss: about half of the tokens in masked diffusion
         self.clock = time.perf_counter()
         self.lap = (0, 0.0)  # (step, training seconds) of the last row
         self.losses: list[torch.Tensor] = []  # (loss, nelbo) of the micro-batches of this step
@@ -150,7 +150,7 @@ class RunLog(Callback):
             "step": step,
             "epoch": data.epoch_of(step),
             "tokens": tokens,
-            "targets": self.scored,
+            "targets": int(self.scored),
             "flops": tokens * self.flops_per_token,
             "seconds": round(self.seconds, 3),
         }
@@ -171,7 +171,7 @@ class RunLog(Callback):
         now = time.perf_counter()
         self.seconds += now - self.clock
         self.clock = now
-        self.scored += int(outputs["scored"])
+        self.scored = self.scored + outputs["scored"]  # a tensor: reading it here would stall a GPU
         self.losses.append(torch.stack([outputs["loss"].detach(), outputs["nelbo"]]))
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -208,7 +208,7 @@ class RunLog(Callback):
         self.write(trainer, row)
 
     def state_dict(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("seconds", "evaluation_seconds", "scored")}
+        return {"seconds": self.seconds, "evaluation_seconds": self.evaluation_seconds, "scored": int(self.scored)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in state_dict.items():

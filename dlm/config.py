@@ -127,6 +127,7 @@ def run_name(cfg: Any) -> str:
     config = resolved(OmegaConf.merge(cfg, {"vocab_size": 0}))
     decisive = {k: v for k, v in config.items() if k not in UNNAMED}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k != "cache_dir"}
+    decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "batch_size"}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     method = config["method"].get("process", config["method"])["_target_"].rsplit(".", 1)[-1].lower()
     parts = [config["cell"], config["arm"] or method, f"s{config['seed']}", digest]

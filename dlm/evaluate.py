@@ -130,7 +130,8 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path / checkpoint}.ckpt does not fit the run's configuration: {reason}") from error
-    return model.eval(), data, run
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().to(device), data, run
 
 
 @dataclass

@@ -16,7 +16,8 @@ from typing import Any
 from dlm import config
 from dlm.errors import UserError
 from dlm.plan import Command, Job, Plan
-from dlm.run import RunDirectory
+
+START_SECONDS = 8.0  # of a process, its imports and its data
 
 
 def calibrate(plan: Plan) -> None:
@@ -25,7 +26,7 @@ def calibrate(plan: Plan) -> None:
         for job in plan.jobs:
             job.seconds = plan.settings["seconds_per_run"]
         return
-    pending = {job.arm: job for job in plan.jobs if not RunDirectory(job.path).finished}
+    pending = {job.arm: job for job in plan.jobs if not job.finished}
     measured: dict[str, dict[str, float]] = {}
     queue = list(pending.values())
     while queue:
@@ -50,15 +51,15 @@ def calibrate(plan: Plan) -> None:
         if job.arm in measured:
             rate = measured[job.arm]
             job.flops_per_token = rate["flops_per_token"]
-            training = job.tokens / rate["tokens_per_second"]
-            job.seconds = 8 + training + job.scored_tokens / rate["scored_tokens_per_second"]
+            job.scoring_seconds = job.scored_tokens / rate["scored_tokens_per_second"]
+            job.seconds = START_SECONDS + job.tokens / rate["tokens_per_second"] + job.scoring_seconds
 
 
 def train(plan: Plan) -> list[Job]:
     """Run what is missing, longest first; return the jobs that failed."""
     logs = plan.directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    waiting = sorted((j for j in plan.jobs if not RunDirectory(j.path).finished), key=lambda j: -j.seconds)
+    waiting = sorted((job for job in plan.jobs if not job.finished), key=lambda job: -job.seconds)
     running: list[tuple[Job, subprocess.Popen]] = []
     failed: list[Job] = []
     begin, shown = time.perf_counter(), 0.0

@@ -4,6 +4,7 @@ experiments/<name>/<scale>.yaml lists arms (a method with its settings) and cell
 stable run directory, named by what decides its numbers, so a second plan finds what the first has finished.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -50,13 +51,20 @@ class Job:
     scored_tokens: float = 0.0
     flops_per_token: float = 0.0
     seconds: float = 0.0  # predicted
+    scoring_seconds: float = 0.0  # the part of them that evaluations take
+
+    @property
+    def finished(self) -> bool:
+        return RunDirectory(self.path).finished
 
     def progress(self) -> float:
-        """Share of the predicted work that is done."""
-        directory = RunDirectory(self.path)
-        return (
-            1.0 if directory.finished else min(0.99, newest_row(directory.metrics).get("epoch", 0) / self.epochs)
-        )
+        """Share of the predicted seconds that is done; evaluations lie evenly on the logarithm of the epochs."""
+        if self.finished:
+            return 1.0
+        epoch = max(newest_row(RunDirectory(self.path).metrics).get("epoch", 0.0), 1.0)
+        scoring = self.scoring_seconds / max(self.seconds, 1e-9)
+        evaluated = math.log(epoch) / math.log(max(self.epochs, 2))
+        return min(0.99, (1 - scoring) * epoch / self.epochs + scoring * evaluated)
 
 
 class Plan:
@@ -156,7 +164,7 @@ class Plan:
     @property
     def predicted_seconds(self) -> float:
         """Wall time of the plan: no worker can finish before its longest run."""
-        left = [job.seconds for job in self.jobs]
+        left = [job.seconds for job in self.jobs if not job.finished]
         return max(sum(left) / self.workers, max(left, default=0.0))
 
     def earlier(self) -> tuple[str, dict[str, float]]:
@@ -171,7 +179,7 @@ class Plan:
     def show(self) -> None:
         print(f"{self.command.name}, scale {self.command.scale}: {len(self.jobs)} runs, {self.workers} at a time")
         for job in self.jobs:
-            state = "finished" if RunDirectory(job.path).finished else f"about {job.seconds:.0f} s"
+            state = "finished" if job.finished else f"about {job.seconds:.0f} s"
             print(f"  {job.cell:<14} {job.arm:<14} seed {job.seed}  {job.epochs:>5g} epochs  {state}")
         for job in self.dropped:
             print(

@@ -124,7 +124,7 @@ def main() -> None:
     if command.n < 1:
         raise UserError(f"n must be at least 1, not {command.n}")
     model, data, _ = load_run(Path(command.run), command.checkpoint)
-    ids, free = parse_prompt(prompt, data.source)
+    ids, free = (part.to(model.device) for part in parse_prompt(prompt, data.source))
     if prompt and isinstance(model, DiffusionLM) and not is_mask_predictor(model.process):
         print(
             f"note: {type(model.process).__name__} was trained on sequences that are noisy everywhere; "

@@ -14,6 +14,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from dlm.errors import UserError
+
 
 class ProcessLauncher(Launcher):
     """Runs `python -m dlm.train <overrides>` once per job; a failing job does not stop the others."""
@@ -29,6 +31,6 @@ class ProcessLauncher(Launcher):
             command = [sys.executable, "-m", "dlm.train", *chosen, "hydra/launcher=basic"]
             code = subprocess.run(command, check=False).returncode
             result = JobReturn(overrides=chosen, status=JobStatus.COMPLETED if code == 0 else JobStatus.FAILED)
-            result.return_value = None if code == 0 else RuntimeError(f"exit status {code}: {' '.join(command)}")
+            result.return_value = None if code == 0 else UserError(f"exit status {code}: {' '.join(command)}")
             results.append(result)
         return results

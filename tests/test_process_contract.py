@@ -50,12 +50,16 @@ def composed(path):
 
 PROCESSES = {path.stem: node for path in sorted(CONF.glob("*.yaml")) if (node := composed(path)) is not None}
 PROCESSES["dfm_uniform_kl"] = {
-    "_target_": "dlm.process.FlowMatching", "vocab_size": "${vocab_size}",
-    "source": "uniform", "objective": "generalised_kl",
+    "_target_": "dlm.process.FlowMatching",
+    "vocab_size": "${vocab_size}",
+    "source": "uniform",
+    "objective": "generalised_kl",
 }
 PROCESSES["dfm_mask_kl"] = {
-    "_target_": "dlm.process.FlowMatching", "vocab_size": "${vocab_size}",
-    "source": "mask", "objective": "generalised_kl",
+    "_target_": "dlm.process.FlowMatching",
+    "vocab_size": "${vocab_size}",
+    "source": "mask",
+    "objective": "generalised_kl",
 }
 
 

@@ -171,7 +171,10 @@ class ToySource(Source):
         return len(self.tokens(split))
 
     def encode(self, text: str) -> list[int]:
-        return [int(symbol) for symbol in text.split()]
+        try:
+            return [int(symbol) for symbol in text.split()]
+        except ValueError as error:
+            raise UserError(f"a toy's text is its symbols as numbers, such as '0 1 0', not {text!r}") from error
 
     def decode(self, ids: ArrayLike) -> str:
         return " ".join(map(str, np.asarray(ids).tolist()))
