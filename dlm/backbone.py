@@ -164,12 +164,15 @@ class Transformer(nn.Module):
         """Floating-point operations of one forward and backward pass per token at this length.
 
         6 per weight that multiplies (the head included, the embedding look-up not), and 12 length dim per layer
-        for attention, half of it when causal (Kaplan et al. 2020, appendix B; nanoGPT's count).
+        for attention, half of it when causal (Kaplan et al. 2020, appendix B; nanoGPT's count). What reads the
+        time works once per sequence.
         """
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and not n.startswith("embed"))
+        matrices = {n: p.numel() for n, p in self.named_parameters() if p.ndim == 2 and not n.startswith("embed")}
+        per_sequence = sum(size for n, size in matrices.items() if n.startswith("time.") or ".modulation." in n)
+        per_token = sum(matrices.values()) - per_sequence * (1 - 1 / length)
         head = self.vocab_size * self.dim if self.tie else 0
         attention = 12 * length * self.dim * len(self.blocks) * (0.5 if self.causal else 1.0)
-        return 6.0 * (matrices + head) + attention
+        return 6.0 * (per_token + head) + attention
 
 
 class Block(nn.Module):

@@ -1,5 +1,6 @@
 """What happens beside the training step: when to evaluate, when to stop, what to write, what to keep."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from tqdm import tqdm
 
+from dlm.files import append_row
 from dlm.metrics import Score
-from dlm.run import RunDirectory, append_row
+from dlm.run import RunDirectory
 
 
 def evaluation_steps(total: int, steps_per_epoch: float, per_octave: int, first_epoch: float) -> list[int]:
@@ -37,6 +40,14 @@ class Ema(WeightAveraging):
             torch._foreach_lerp_(averaged, current, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
         super().__init__(use_buffers=False, multi_avg_fn=update)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Average where the model will be: Lightning sets callbacks up before it moves the model to its device.
+        The counter stays on the host, where reading it stalls nothing."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
 
 class EvaluationSchedule(Callback):
@@ -74,6 +85,10 @@ class OverfitStop(Callback):
                 f"stopped at epoch {epoch:g}: the tune loss {loss:.3f} is {gap:.2f} nats above its best "
                 f"{self.best[0]:.3f} at epoch {self.best[1]:g}"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that had been stopped and was killed before its record was written stays stopped."""
+        trainer.should_stop = self.reason is not None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "above": self.above, "reason": self.reason}
@@ -127,6 +142,35 @@ class KeepBest(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loss, self.step, self.epoch = (state_dict[k] for k in ("loss", "step", "epoch"))
+
+
+class Progress(Callback):
+    """A bar with the time left on a terminal; anywhere else, a line at each evaluation."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        hidden = not (trainer.is_global_zero and sys.stderr.isatty())
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", disable=hidden)
+        self.begun = (time.perf_counter(), trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        scores: dict[str, Score] = pl_module.scores  # pyright: ignore[reportAssignmentType]
+        line = ", ".join(f"{split} {score.nll:.4f}" for split, score in scores.items())
+        if not self.bar.disable:
+            self.bar.set_postfix_str(line)
+        elif trainer.is_global_zero:
+            clock, first = self.begun
+            step, total = trainer.global_step, trainer.max_steps
+            left = (time.perf_counter() - clock) * (total - step) / max(step - first, 1) / 60
+            epoch = trainer.datamodule.epoch_of(step)  # pyright: ignore[reportAttributeAccessIssue]
+            print(f"  epoch {epoch:g}, step {step} of {total}: {line}; {left:.1f} minutes left", flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.close()
 
 
 class RunLog(Callback):

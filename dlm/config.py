@@ -161,6 +161,8 @@ def check_positive(cfg: Any, keys: tuple[str, ...] = POSITIVE) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and value <= 0:
             raise UserError(f"{key}={value} must be positive")
+    if (OmegaConf.select(cfg, "evaluation.samples") or 0) < 0:
+        raise UserError(f"evaluation.samples={cfg.evaluation.samples} must be zero or more")
 
 
 def command_line(schema: type, arguments: list[str]) -> Any:

@@ -26,6 +26,8 @@ def check_accelerator(accelerator: str, devices: int, nodes: int = 1) -> None:
     """Raises UserError if the configured device is not there."""
     if accelerator not in ("cpu", "gpu", "cuda"):
         raise UserError(f"trainer.accelerator is cpu or gpu, not {accelerator!r}")
+    if devices == 0 or devices < -1 or nodes < 1:
+        raise UserError(f"trainer.devices={devices} on trainer.num_nodes={nodes} is no machine to run on")
     if accelerator == "cpu":
         return
     if not torch.cuda.is_available():
@@ -42,8 +44,8 @@ def check_strategy(strategy: str) -> None:
 
 
 def resolve_precision(choice: str, accelerator: str, dim: int) -> str:
-    if choice not in ("auto", "32-true", "bf16-mixed", "bf16-true"):
-        raise UserError(f"trainer.precision is auto, 32-true, bf16-mixed or bf16-true, not {choice!r}")
+    if choice not in ("auto", "32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision is auto, 32-true or bf16-mixed, not {choice!r}")
     if choice != "auto":
         return choice
     fast = (
@@ -53,6 +55,7 @@ def resolve_precision(choice: str, accelerator: str, dim: int) -> str:
 
 
 def resolve_compile(choice: str, accelerator: str) -> bool:
+    choice = choice.lower()  # a bare true in YAML arrives as "True"
     if choice not in ("auto", "true", "false"):
         raise UserError(f"trainer.compile is auto, true or false, not {choice!r}")
     return accelerator != "cpu" if choice == "auto" else choice == "true"

@@ -16,9 +16,10 @@ from dlm import config
 from dlm.build import build_data, build_model
 from dlm.data.module import DataModule
 from dlm.errors import UserError
+from dlm.files import write_json
 from dlm.lm import LanguageModel
 from dlm.metrics import Score, WindowNLL
-from dlm.run import RunDirectory, load_checkpoint, write_json
+from dlm.run import RunDirectory, load_checkpoint
 
 
 @dataclass
@@ -61,7 +62,7 @@ def score(
 
 
 def measure(model: LanguageModel, data: DataModule, settings: Settings) -> dict[str, Any]:
-    """The likelihood block and the samples of a record."""
+    """The likelihood block and the samples of a record; in fp32, whatever precision the run trained in."""
     model.eval()
     per_char = data.source.chars_per_token(settings.split)
 
@@ -85,14 +86,13 @@ def measure(model: LanguageModel, data: DataModule, settings: Settings) -> dict[
         "left_to_right": None,
         "extra": {},
     }
-    for name, nll_draws in model.other_scores().items():
-        if name == "exact, left to right":
-            windows = settings.left_to_right_windows
-            likelihood["left_to_right"] = block(nll_draws, "exact", windows, 1)
-            # the bound on the very same windows, so that the two can be compared
-            likelihood["bound_same_windows"] = block(model.nll_draws, model.bound_kind, windows, settings.draws)
-        else:
-            likelihood["extra"][name] = block(nll_draws, name, settings.windows, settings.draws)
+    if model.left_to_right_draws is not None:
+        windows = settings.left_to_right_windows
+        likelihood["left_to_right"] = block(model.left_to_right_draws, "exact", windows, 1)
+        # the bound on the very same windows, so that the two can be compared
+        likelihood["bound_same_windows"] = block(model.nll_draws, model.bound_kind, windows, settings.draws)
+    for kind, nll_draws in model.other_bounds().items():
+        likelihood["extra"][kind] = block(nll_draws, kind, settings.windows, settings.draws)
     return {"likelihood": likelihood, "samples": draw_samples(model, data, settings)}
 
 

@@ -4,9 +4,11 @@ Every run is a process of its own, `workers` at a time with one thread each. A s
 missing; a failed run never costs another; the report shows what is there.
 """
 
+import ctypes
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,7 +38,7 @@ def calibrate(plan: Plan) -> None:
         running = [
             (
                 job,
-                subprocess.Popen([*command, *job.overrides], env=environment(), text=True, stdout=-1, stderr=-1),
+                start([*command, *job.overrides], text=True, stdout=-1, stderr=-1),
             )
             for job in crowd
         ]
@@ -70,7 +72,7 @@ def train(plan: Plan) -> list[Job]:
             job = waiting.pop(0)
             with open(logs / f"{job.run}.log", "ab") as log:
                 command = [sys.executable, "-m", "dlm.train", *job.overrides]
-                running.append((job, subprocess.Popen(command, env=environment(), stdout=log, stderr=log)))
+                running.append((job, start(command, stdout=log, stderr=log)))
         for job, process in [pair for pair in running if pair[1].poll() is not None]:
             running.remove((job, process))
             last = (logs / f"{job.run}.log").read_text(errors="replace").strip().splitlines()[-1:]
@@ -105,6 +107,17 @@ def load_report(path: Path) -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def start(command: list[str], **options: Any) -> subprocess.Popen:
+    """A worker process; on Linux it ends with the runner even if that is killed, and leaves its run resumable."""
+    follow = die_with_parent if sys.platform == "linux" else None
+    return subprocess.Popen(command, env=environment(), preexec_fn=follow, **options)
+
+
+def die_with_parent() -> None:
+    """prctl(PR_SET_PDEATHSIG, SIGTERM), in the child."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def environment() -> dict[str, str]:

@@ -14,6 +14,8 @@ from dlm.process import Process
 from dlm.process.base import Denoise, token_nll
 from dlm.process.masked import MaskedDiffusion, exact_count_mask
 
+LOGITS_AT_ONCE = 1 << 25  # 256 MiB in float64
+
 
 def any_order_nelbo(
     process: Process,
@@ -41,7 +43,7 @@ def any_order_nelbo(
     x0, target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
     where = exact_count_mask(order, target, k)
     rate = order.masked_fill(~where, 0.0).amax(1)
-    t = process.schedule.inverse(rate)
+    t = masking_time(process, rate)
     masked = torch.where(where, mask_id(process), x0)
     nll = token_nll(denoise, masked, t, x0, where).double().sum(1)
     return (n.repeat_interleave(draws, 0)[:, 0] / k * nll).view(batch, draws)
@@ -68,7 +70,9 @@ def continuous_nelbo(
     wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
     x_t = process.corrupt(wide, t, corruption[:, 1:].reshape(batch * draws, length))
     x_t = torch.where(wide_target, x_t, wide)
-    ell = process.nelbo(denoise(x_t, t).double(), wide, x_t, t)
+    rows = max(1, LOGITS_AT_ONCE // (length * process.vocab_size))
+    pieces = zip(x_t.split(rows), t.split(rows), wide.split(rows), strict=True)
+    ell = torch.cat([process.nelbo(denoise(z, s).double(), clean, z, s) for z, s, clean in pieces])
     integral = (process.t_max - process.t_min) * (ell * wide_target).sum(1).view(batch, draws)
     boundary = (process.boundary(denoise, x0, corruption[:, 0], target) * target).sum(1, keepdim=True)
     return integral + boundary
@@ -93,11 +97,16 @@ def left_to_right_nll(
         hidden = target[b] & (columns >= i[:, None])
         clean = x0[b]
         rate = hidden.sum(1) / target[b].sum(1).clamp(min=1)
-        t = process.schedule.inverse(rate.double())
+        t = masking_time(process, rate)
         asked = columns == i[:, None]
         nll = token_nll(denoise, torch.where(hidden, mask_id(process), clean), t, clean, asked)
         total.index_add_(0, b, nll.double().sum(1))
     return total
+
+
+def masking_time(process: Process, rate: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The time at which a share `rate` of the tokens is masked, as a network that knows the time is told it."""
+    return process.schedule.inverse(rate.double()).clamp(process.t_min, process.t_max)
 
 
 def mask_id(process: Process) -> int:

@@ -49,6 +49,19 @@ class Optimisation:
     clip: float = 1.0
     ema: float = 0.999
 
+    def __post_init__(self) -> None:
+        positive = {"lr": self.lr, "clip": self.clip}
+        shares = {"beta1": self.beta1, "beta2": self.beta2, "ema": self.ema, "cooldown": self.cooldown}
+        counts = {"weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
+        for values, allowed, wanted in (
+            (positive, lambda v: v > 0, "positive"),
+            (shares, lambda v: 0 <= v < 1, "in [0, 1)"),
+            (counts, lambda v: v >= 0, "zero or more"),
+        ):
+            for name, value in values.items():
+                if not allowed(value):
+                    raise UserError(f"optim.{name}={value:g} must be {wanted}")
+
     def factor(self, step: int, total: int) -> float:
         """The learning rate of `step` as a share of `lr`."""
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
@@ -107,8 +120,11 @@ class LanguageModel(lightning.LightningModule):
         """Unbiased draws of the headline score (`bound_kind`) of held-out windows, nats per window."""
         raise NotImplementedError
 
-    def other_scores(self) -> dict[str, Callable[..., Float[Tensor, "B draws"]]]:
-        """Further scores by name, same signature as `nll_draws`; exact ones are called "exact, ..."."""
+    left_to_right_draws: Callable[..., Float[Tensor, "B draws"]] | None = None
+    """The exact likelihood of a mask predictor used in order; signature of `nll_draws`; None if undefined."""
+
+    def other_bounds(self) -> dict[str, Callable[..., Float[Tensor, "B draws"]]]:
+        """Further bounds by kind, same signature as `nll_draws`."""
         return {}
 
     def sample(
@@ -133,7 +149,7 @@ class LanguageModel(lightning.LightningModule):
 
     def training_noise(self, batch: dict[str, Any]) -> tuple[Float[Tensor, " B"], Float[Tensor, "draws B L"]]:
         """Times and corruption noise: functions of (seed, global batch, row), for any number of processes."""
-        step, rows, size = batch["step"], batch["rows"].tolist(), batch["size"]
+        step, rows, size = batch["step"], list(map(int, batch["rows"])), batch["size"]
         places = lattice(generator(self.seed, Stream.TIME, step).random(), rows, size)
         keys = [step * size + row for row in rows]
         noise = uniforms(self.seed, Stream.CORRUPTION, keys, self.noise_draws, batch["x0"].shape[1])
@@ -172,11 +188,10 @@ class LanguageModel(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         nats = self.nll_draws(batch["x0"], batch["target"], batch["index"], self.eval_draws)
-        self.held_out[SPLITS[dataloader_idx]](nats, batch["target"].sum(1), batch["index"])
+        self.held_out[SPLITS[dataloader_idx]].update(nats, batch["target"].sum(1), batch["index"])  # pyright: ignore[reportCallIssue]
 
     def on_validation_epoch_end(self) -> None:
         self.scores = {split: metric.compute() for split, metric in self.held_out.items()}  # pyright: ignore
-        self.log("tune/nll", self.scores["tune"].nll, logger=False, rank_zero_only=False)
 
     # -- what a checkpoint says about itself ----------------------------------------------------------------
 
@@ -213,7 +228,7 @@ class AutoregressiveLM(LanguageModel):
 
     def bound(self, x0, target, places, noise):
         nll = self.token_nll(x0, target)
-        return Bound(nll, nll.sum(1))
+        return Bound(nll, nll.sum(1), target.sum())
 
     def nll_draws(self, x0, target, index, draws):
         return self.token_nll(x0, target).double().sum(1, keepdim=True)
@@ -245,6 +260,7 @@ class DiffusionLM(LanguageModel):
         self.identity["predicts"] = process.predicts
         self.samplers = {"ancestral": self._bind(sampling.ancestral), "tau_leap": self._bind(sampling.tau_leap)}
         if likelihood.is_mask_predictor(process):
+            self.left_to_right_draws = self._left_to_right
             self.samplers |= {
                 "first_hitting": self._bind(sampling.first_hitting),
                 "ordered": self._bind(sampling.ordered),
@@ -265,11 +281,6 @@ class DiffusionLM(LanguageModel):
         return estimator(self.process, self.backbone, x0, target, index, draws, self.seed_of_evaluation)
 
     seed_of_evaluation = 0  # common random numbers: the same for every run, so that losses compare in pairs
-
-    def other_scores(self):
-        if not likelihood.is_mask_predictor(self.process):
-            return {}
-        return {"exact, left to right": self._left_to_right}
 
     def _left_to_right(self, x0, target, index, draws):
         return likelihood.left_to_right_nll(self.process, self.backbone, x0, target)[:, None]
@@ -312,10 +323,8 @@ class FlowMatchingLM(DiffusionLM):
         denoise = self.process.loo_denoise(self.backbone)
         return likelihood.continuous_nelbo(self.tight, denoise, x0, target, index, draws, self.seed_of_evaluation)
 
-    def other_scores(self):
-        if self.process.mask_id is not None:
-            return super().other_scores()
-        return {self.process.bound_kind: self._path_bound}
+    def other_bounds(self):
+        return {} if self.process.mask_id is not None else {self.process.bound_kind: self._path_bound}
 
     def _path_bound(self, x0, target, index, draws):
         return likelihood.continuous_nelbo(

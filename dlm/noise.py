@@ -21,7 +21,6 @@ class Stream(IntEnum):
     TIME = 1  # one offset per global batch, for the lattice of times
     CORRUPTION = 2  # one address per training row
     EVALUATION = 3  # one address per held-out window
-    SAMPLING = 4
     DROPOUT = 5
     INITIALISATION = 6
 

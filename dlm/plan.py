@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 from dlm import config, device
 from dlm.errors import UserError
-from dlm.run import RunDirectory, newest_row, read_json, write_json
+from dlm.files import newest_row, read_json, write_json
+from dlm.run import RunDirectory
 
 STAGES = ("all", "plan", "report")
 
@@ -113,7 +114,7 @@ class Plan:
         if self.command.seeds:
             if not all(s.isdecimal() for s in self.command.seeds.split(",")):
                 raise UserError(f"seeds are whole numbers separated by commas, not {self.command.seeds!r}")
-            seeds = [int(s) for s in self.command.seeds.split(",")]
+            seeds = sorted({int(s) for s in self.command.seeds.split(",")})
         jobs = []
         with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
             for cell in self.settings["cells"]:

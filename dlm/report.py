@@ -8,7 +8,6 @@ compared. Losses are nats per token.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,41 +21,7 @@ import yaml
 
 from dlm.curve import Curve
 from dlm.errors import UserError
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises UserError, naming the file, where it is missing or is not one."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return found
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of an append-only JSON-lines file; [] where there is none yet.
-
-    A torn last line is what an interrupted run leaves behind and is ignored. Raises UserError, naming file and
-    line, for any other line that is not a JSON object.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):
-            raise UserError(f"{path}:{number}: corrupt line (not a JSON object)")
-    return rows
+from dlm.files import read_json, read_lines
 
 
 def latest(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ Whole files are written beside their place and moved into it, so a reader never 
 """
 
 import fcntl
-import json
 import os
 import pickle
 import zipfile
@@ -24,6 +23,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dlm.errors import UserError
+from dlm.files import drop_torn_line, read_json, write_atomically
 
 
 class RunDirectory:
@@ -72,62 +72,8 @@ class RunDirectory:
             for rows in (self.metrics, self.windows):
                 drop_torn_line(rows)
             for half in self.path.glob("*.tmp"):
-                half.unlink()
+                half.unlink(missing_ok=True)
             yield
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One line, in one write. Raises UserError if it cannot be written (a full disk)."""
-    with writing(path), open(path, "ab") as file:
-        file.write((json.dumps(row) + "\n").encode())
-
-
-def newest_row(path: Path) -> dict[str, Any]:
-    """The last whole row of an append-only file; empty if there is none."""
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    return next((json.loads(line) for line in reversed(lines) if line.startswith("{") and line.endswith("}")), {})
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process left of its last line, so that the next row starts on a line of its own."""
-    if path.is_file():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, move into place. Raises UserError if it cannot be written."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say in one line which file could not be written, and why."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError naming the file if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

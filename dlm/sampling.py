@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlm.backbone import Transformer
 from dlm.errors import UserError
-from dlm.likelihood import is_mask_predictor, mask_id
+from dlm.likelihood import is_mask_predictor, mask_id, masking_time
 from dlm.process import Process
 from dlm.process.base import Denoise
 
@@ -161,7 +161,7 @@ def first_hitting(
         masked = free & (x == mask_id(process))
         rows, n = masked.any(1), masked.sum(1)
         u = u * noise_like(u, generator) ** (1 / n.clamp(min=1))
-        t = process.schedule.inverse(u)
+        t = masking_time(process, u)
         chosen = noise_like(x, generator).masked_fill(~masked, torch.inf).argmin(1)
         where = torch.zeros_like(masked).scatter_(1, chosen[:, None], True) & masked
         x[where] = draw(warp(denoise(x[rows], t[rows], where[rows]).double()).softmax(-1), generator)
@@ -231,7 +231,7 @@ def ordered(
         masked = free & (x == mask_id(process))
         rows = masked.any(1)
         u = masked.sum(1) / free.sum(1).clamp(min=1)
-        t = process.schedule.inverse(u.double())
+        t = masking_time(process, u)
         logits = None
         if score is not None:
             logits = denoise(x, t).double()

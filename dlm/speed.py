@@ -11,7 +11,7 @@ import time
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlm import config, device
 from dlm.build import build_model
@@ -24,7 +24,9 @@ def measure(cfg: DictConfig, seconds: float = 3.0) -> dict[str, float | str | in
     """Training and scoring rates of a configuration on this machine, in tokens per second of wall time."""
     device.check_accelerator(cfg.trainer.accelerator, cfg.trainer.devices)
     torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
-    cfg.vocab_size = VOCABULARY
+    config.check_positive(cfg)
+    if OmegaConf.is_missing(cfg, "vocab_size"):
+        cfg.vocab_size = VOCABULARY
     where = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
     model = build_model(cfg, "speed", total_steps=1).to(where)
     if device.resolve_compile(cfg.trainer.compile, cfg.trainer.accelerator):
@@ -32,9 +34,9 @@ def measure(cfg: DictConfig, seconds: float = 3.0) -> dict[str, float | str | in
             block.compile()
     optimizer = model.optim.optimizer(model)
     precision = device.resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator, cfg.backbone.dim)
-    x0 = torch.randint(VOCABULARY, (cfg.batch_size, cfg.seq_len), device=where)
+    x0 = torch.randint(cfg.vocab_size, (cfg.batch_size, cfg.seq_len), device=where)
     batch = {"x0": x0, "target": torch.ones_like(x0, dtype=torch.bool), "step": 0, "size": cfg.batch_size}
-    batch |= {"rows": torch.arange(cfg.batch_size), "index": torch.arange(cfg.batch_size)}
+    batch |= {"rows": list(range(cfg.batch_size)), "index": torch.arange(cfg.batch_size)}
 
     def autocast():
         return torch.autocast(where.type, torch.bfloat16, enabled=precision.startswith("bf16"))

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 import warnings
@@ -19,7 +20,6 @@ import lightning
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
@@ -27,8 +27,9 @@ from dlm import callbacks, config, device, evaluate
 from dlm.build import build_data, build_model
 from dlm.data.module import DataModule
 from dlm.errors import UserError
+from dlm.files import write_atomically, write_json
 from dlm.lm import LanguageModel
-from dlm.run import AtomicCheckpointIO, RunDirectory, load_checkpoint, write_atomically, write_json
+from dlm.run import AtomicCheckpointIO, RunDirectory, load_checkpoint
 
 AXES = ("epoch", "tokens", "flops")
 
@@ -45,8 +46,8 @@ def build_trainer(
     if evaluation.overfit_margin is not None:
         parts.append(callbacks.OverfitStop(evaluation.overfit_margin))
     parts += [callbacks.KeepBest(run.best), callbacks.KeepLast(run.last, t.checkpoint_every, marks)]
-    if t.progress and sys.stderr.isatty():
-        parts.append(RichProgressBar())
+    if t.progress:
+        parts.append(callbacks.Progress())
     return lightning.Trainer(
         accelerator=t.accelerator,
         devices=t.devices,
@@ -63,7 +64,7 @@ def build_trainer(
         logger=wandb_logger(cfg, run) if cfg.logger.wandb and is_main_process() else False,
         callbacks=parts,
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=t.progress and sys.stderr.isatty(),
+        enable_progress_bar=False,  # callbacks.Progress knows the number of steps
         enable_model_summary=False,
         enable_checkpointing=True,
         default_root_dir=run.path,
@@ -79,19 +80,22 @@ def wandb_logger(cfg: DictConfig, run: RunDirectory) -> WandbLogger:
 
     if cfg.logger.mode not in ("offline", "online", "disabled"):
         raise UserError(f"logger.mode (WANDB_MODE) is offline, online or disabled, not {cfg.logger.mode!r}")
-    experiment = wandb.init(
-        project=cfg.logger.project,
-        name=run.path.name,
-        id=run.path.name,
-        dir=run.path,
-        group=f"{cfg.study}/{cfg.scale}",
-        job_type=cfg.arm or cfg.method["_target_"].rsplit(".", 1)[-1],
-        tags=[str(tag) for tag in (cfg.cell, cfg.arm) if tag],
-        mode=cfg.logger.mode,
-        resume="allow",
-        config=config.resolved(cfg),
-        settings=wandb.Settings(console="off", x_disable_stats=True),
-    )
+    try:
+        experiment = wandb.init(
+            project=cfg.logger.project,
+            name=run.path.name,
+            id=run.path.name,
+            dir=run.path,
+            group=f"{cfg.study}/{cfg.scale}",
+            job_type=cfg.arm or cfg.method["_target_"].rsplit(".", 1)[-1],
+            tags=[str(tag) for tag in (cfg.cell, cfg.arm) if tag],
+            mode=cfg.logger.mode,
+            resume="allow",
+            config=config.resolved(cfg),
+            settings=wandb.Settings(console="off", x_disable_stats=True),
+        )
+    except wandb.Error as error:
+        raise UserError(f"W&B refused (WANDB_MODE={cfg.logger.mode}): {' '.join(str(error).split())}") from error
     for axis in AXES:
         experiment.define_metric(axis, hidden=True)
     for metrics in ("train/*", "tune/*", "report/*", "w/*"):
@@ -180,6 +184,8 @@ def train(cfg: DictConfig) -> Path:
     Raises:
         UserError: for anything its reader can mend, before a finished result is touched.
     """
+    quiet()
+    torch.set_float32_matmul_precision("high")
     device.check_accelerator(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
     device.check_strategy(cfg.trainer.strategy)
     config.check_positive(cfg)
@@ -193,11 +199,13 @@ def train(cfg: DictConfig) -> Path:
         return run.path
     steps = plan_steps(cfg, data)
     model = build_model(cfg, data.source.fingerprint, steps)
-    run.create()
     if not is_main_process():
         fit(cfg, run, data, model, steps)
         return run.path
+    run.create()
     with run.locked():
+        if run.finished:  # by another process, while this one waited for its turn
+            return run.path
         write_atomically(run.config, yaml.safe_dump(plain, sort_keys=False).encode())
         print(f"{'resuming' if run.last.is_file() else 'training'} {run.path} ({steps} steps)", flush=True)
         trainer = fit(cfg, run, data, model, steps)
@@ -241,8 +249,8 @@ def sweep(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Hydra's command line for sweeps (-m) and its other flags; a single run is composed directly."""
-    quiet()
-    torch.set_float32_matmul_precision("high")
+    if "trainer=cluster" in sys.argv and shutil.which("srun") is None:
+        raise UserError("trainer=cluster submits to SLURM, but there is no srun on this machine")
     if any(argument.startswith("-") for argument in sys.argv[1:]):
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let mistakes reach `entry`, which says them in one line
         sweep()

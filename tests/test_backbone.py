@@ -272,7 +272,11 @@ def test_what_does_not_fit_is_refused():
             network(**wrong)
 
 
-@pytest.mark.parametrize("options", [{}, {"mlp": "gelu", "tie": True}, {"causal": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mlp": "gelu", "tie": True}, {"causal": True}, {"time": "additive"}, {"time": "adaln"}],
+    ids=str,
+)
 def test_flops_are_those_that_torch_counts(options):
     """Forward and backward, to 5 %; torch's counter knows no causal discount, so it is added back."""
     dim, depth, length = 96, 3, 64
@@ -280,7 +284,7 @@ def test_flops_are_those_that_torch_counts(options):
         net = Transformer(97, max_len=length, dim=dim, depth=depth, heads=4, **options)
         x = torch.zeros(4, length, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
-            net(x).sum().backward()
+            net(x, None if net.time is None else torch.zeros(4)).sum().backward()
     claimed = net.flops_per_token(length) + (6 * length * dim * depth if net.causal else 0)
     assert math.isclose(claimed, counter.get_total_flops() / x.numel(), rel_tol=0.05)
     assert network(causal=True).flops_per_token(L) < network().flops_per_token(L)

@@ -13,7 +13,7 @@ SOURCES = {
     for path in sorted((ROOT / "dlm").rglob("*.py"))
 }
 ORDER = [
-    ["dlm", "dlm.errors"],
+    ["dlm", "dlm.errors", "dlm.files"],
     ["dlm.process", "dlm.backbone", "dlm.noise", "dlm.device"],
     ["dlm.likelihood", "dlm.sampling", "dlm.metrics", "dlm.data"],
     ["dlm.lm"],

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dlm.errors import UserError
-from dlm.report import latest, load_study, read_lines
+from dlm.files import read_lines
+from dlm.report import latest, load_study
 from dlm.style import spread
 
 ROOT = Path(__file__).parents[1]

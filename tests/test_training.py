@@ -12,7 +12,8 @@ from conftest import TOY, composed, curve, die, in_fork, rows, same_weights, toy
 from dlm import callbacks, config, evaluate, run, sample, train
 from dlm.data.module import DataModule
 from dlm.errors import UserError
-from dlm.run import RunDirectory, append_row, drop_torn_line, load_checkpoint, write_atomically
+from dlm.files import append_row, drop_torn_line, write_atomically
+from dlm.run import RunDirectory, load_checkpoint
 
 LOSSES = ("train/loss", "train/nelbo", "lr", "targets", "epoch")
 SCORES = ("tune/nll", "report/nll", "tune/se", "report/se_draws")
@@ -97,6 +98,16 @@ def test_dropout_and_learned_schedules_continue_as_well(overrides, whole, tmp_pa
         path = killed(tmp_path, *overrides, on=(callbacks, "append_row", count))
     toy_run(tmp_path, *overrides)
     agree(path, whole[overrides])
+
+
+def test_a_stopped_run_stays_stopped(tmp_path):
+    """Killed between the stop and its record, an over-fitted run must not train on when it continues."""
+    settings = ("method=md4", "evaluation.overfit_margin=-1")  # every loss is "above its best": stops at once
+    uninterrupted = toy_run(tmp_path / "whole", *settings)
+    assert RunDirectory(uninterrupted).read_record()["steps"] < 12
+    path = killed(tmp_path / "killed", *settings, on=(evaluate, "measure", 1))
+    toy_run(tmp_path / "killed", *settings)
+    agree(path, uninterrupted)
 
 
 def test_the_uninterrupted_runs_are_worth_comparing(whole):

@@ -30,7 +30,7 @@ class TrainWindows(Dataset):
             "x0": x0,
             "target": torch.ones_like(x0, dtype=torch.bool),
             "step": micro.step,
-            "rows": torch.from_numpy(micro.rows),
+            "rows": micro.rows.tolist(),  # not a tensor: reading it back from a GPU would stall every step
             "size": self.batch_size,
         }
 

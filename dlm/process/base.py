@@ -35,6 +35,7 @@ class Bound(NamedTuple):
 
     nelbo: Float[Tensor, "B L"]  # unbiased for the negative evidence lower bound, per position, in nats
     objective: Float[Tensor, " B"]  # differentiated; summed over positions; its value need not be a bound
+    scored: Int[Tensor, ""]  # how many positions carried a loss
 
 
 class Process(nn.Module):
@@ -77,8 +78,14 @@ class Process(nn.Module):
     def corrupt(
         self, x0: Int[Tensor, "B L"], t: Float[Tensor, " B"], noise: Float[Tensor, "B L"]
     ) -> Int[Tensor, "B L"]:
-        """x_t ~ q(x_t | x0) as a deterministic function of uniform noise."""
-        raise NotImplementedError
+        """x_t ~ q(x_t | x0) as a deterministic function of uniform noise.
+
+        One uniform serves both decisions: below u_t the token is replaced by a draw from the noise distribution,
+        and noise / u_t, uniform again, says which.
+        """
+        u = self.schedule.u(t)[:, None]
+        replaced = noise < u
+        return torch.where(replaced, self.prior(torch.where(replaced, noise / u, 0.0)), x0)
 
     def log_q(
         self, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Float[Tensor, " B"]
@@ -169,7 +176,12 @@ class Process(nn.Module):
         """One training term at times t ~ U(t_min, t_max]; only `target` positions are destroyed and scored."""
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
         ell = (self.t_max - self.t_min) * self.nelbo(denoise(x_t, t), x0, x_t, t) * target
-        return Bound(ell, ell.sum(1))
+        return Bound(ell, ell.sum(1), target.sum())
+
+
+def uniform_tokens(noise: Float[Tensor, "B L"], vocab_size: int) -> Int[Tensor, "B L"]:
+    """Uniforms on [0, 1) to uniform tokens."""
+    return (noise * vocab_size).long().clamp(max=vocab_size - 1)
 
 
 def generalised_kl(

@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from dlm.errors import UserError
-from dlm.process.base import Bound, Process, token_nll
+from dlm.process.base import Bound, Process, token_nll, uniform_tokens
 from dlm.process.masked import carry_over, uncovered
 from dlm.process.schedule import Linear, Schedule
 from dlm.process.uniform import UniformDiffusion, posterior_to_loo, prior_kl, token_log_q
@@ -57,12 +57,7 @@ class FlowMatching(Process):
     def prior(self, noise):
         if self.mask_id is not None:
             return torch.full(noise.shape, self.mask_id, dtype=torch.long, device=noise.device)
-        return (noise * self.vocab_size).long().clamp(max=self.vocab_size - 1)
-
-    def corrupt(self, x0, t, noise):
-        u = self.schedule.u(t)[:, None]
-        replaced = noise < u
-        return torch.where(replaced, self.prior(torch.where(replaced, noise / u, 0.0)), x0)
+        return uniform_tokens(noise, self.vocab_size)
 
     def log_q(self, x_t, x0, t):
         if self.mask_id is None:
@@ -125,17 +120,17 @@ class FlowMatching(Process):
         return prior - log_mu.gather(-1, x0[..., None])[..., 0]
 
     def loss(self, denoise, x0, t, target, noise):
-        x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
         if self.objective == "generalised_kl":
-            ell = (self.t_max - self.t_min) * self.nelbo(denoise(x_t, t), x0, x_t, t) * target
-            return Bound(ell, ell.sum(1))
+            return super().loss(denoise, x0, t, target, noise)
+        x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
         if self.mask_id is not None:
-            nll = token_nll(denoise, x_t, t, x0, target & (x_t == self.mask_id))
-            return Bound(self._span_weight(t).to(nll.dtype) * nll.detach(), nll.sum(1))
+            where = target & (x_t == self.mask_id)
+            nll = token_nll(denoise, x_t, t, x0, where)
+            return Bound(self._span_weight(t).to(nll.dtype) * nll.detach(), nll.sum(1), where.sum())
         logits = denoise(x_t, t)
         nll = F.cross_entropy(logits.transpose(1, 2), x0, reduction="none") * target
         ell = (self.t_max - self.t_min) * self.nelbo(logits.detach(), x0, x_t, t) * target
-        return Bound(ell, nll.sum(1))
+        return Bound(ell, nll.sum(1), target.sum())
 
     def _span_weight(self, t):
         return (self.t_max - self.t_min) * self.schedule.unmask_rate(t)[:, None]

@@ -74,10 +74,11 @@ class MaskedDiffusion(Process):
     def loss(self, denoise, x0, t, target, noise):
         """The same as the generic loss, asking the vocabulary head for masked positions only."""
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
-        nll = token_nll(denoise, x_t, t, x0, target & (x_t == self.mask_id))
+        where = target & (x_t == self.mask_id)
+        nll = token_nll(denoise, x_t, t, x0, where)
         weight = (self.t_max - self.t_min) * self.schedule.unmask_rate(t)
         nelbo = weight[:, None].to(nll.dtype) * nll
-        return Bound(nelbo, nelbo.sum(1))
+        return Bound(nelbo, nelbo.sum(1), where.sum())
 
 
 def uncovered(
@@ -119,7 +120,7 @@ class AnyOrder(MaskedDiffusion):
         where = exact_count_mask(noise[0], target, k)
         nll = token_nll(denoise, torch.where(where, self.mask_id, x0), t, x0, where)
         nelbo = (n / k)[:, None].to(nll.dtype) * nll
-        return Bound(nelbo, nelbo.sum(1))
+        return Bound(nelbo, nelbo.sum(1), where.sum())
 
 
 def exact_count_mask(
@@ -205,11 +206,12 @@ class GenMaskedDiffusion(MaskedDiffusion):
         return self.reconstruction(x0)
 
     def loss(self, denoise, x0, t, target, noise):
-        terms, log_qs = [], []
+        terms, log_qs, scored = [], [], torch.zeros((), dtype=torch.long, device=x0.device)
         for draw in noise:
             with torch.no_grad():
                 x_t = torch.where(target, self.corrupt(x0, t, draw), x0)
             where = target & (x_t == self.mask_id)
+            scored = scored + where.sum()
             term = self._masked_term(denoise(x_t, t, where), x0[where])
             ell = torch.zeros(x0.shape, dtype=term.dtype, device=term.device).masked_scatter(where, term)
             terms.append(ell * ((self.t_max - self.t_min) / t[:, None]).to(ell.dtype))
@@ -220,7 +222,7 @@ class GenMaskedDiffusion(MaskedDiffusion):
         score = 0.5 * (f1 - f2).detach() * (log_qs[0] - log_qs[1]).to(f1.dtype)
         score = score - score.detach()  # a gradient without a value, so the objective reads as the bound
         objective = 0.5 * (f1 + f2) + score + reconstruction.sum(1)
-        return Bound(0.5 * (terms[0] + terms[1]) + reconstruction, objective)
+        return Bound(0.5 * (terms[0] + terms[1]) + reconstruction, objective, scored)
 
 
 def carry_over(logits: Float[Tensor, "B L V"], x_t: Int[Tensor, "B L"], mask_id: int) -> Float[Tensor, "B L V"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.process.base import Process
+from dlm.process.base import Process, uniform_tokens
 from dlm.process.schedule import Linear, Schedule
 
 
@@ -42,13 +42,7 @@ class UniformDiffusion(Process):
         self.schedule = schedule or Linear()
 
     def prior(self, noise):
-        return (noise * self.vocab_size).long().clamp(max=self.vocab_size - 1)
-
-    def corrupt(self, x0, t, noise):
-        """One uniform serves both decisions: below u_t the token is replaced, and noise / u_t says by what."""
-        u = self.schedule.u(t)[:, None]
-        replaced = noise < u
-        return torch.where(replaced, self.prior(torch.where(replaced, noise / u, 0.0)), x0)
+        return uniform_tokens(noise, self.vocab_size)
 
     def q(self, p0: Float[Tensor, "*N V"], t: Float[Tensor, "*N"]) -> Float[Tensor, "*N V"]:
         """q_t(. | p0) = alpha_t p0 + (1 - alpha_t) / V."""
