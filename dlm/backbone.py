@@ -188,7 +188,9 @@ class Block(nn.Module):
         self.up = nn.Linear(dim, (2 if self.gated else 1) * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.modulation: Any = nn.utils.skip_init(nn.Linear, dim, 6 * dim) if adaln else None  # draws nothing
+        self.modulation: Any = (
+            nn.utils.skip_init(nn.Linear, dim, 6 * dim, device=self.qkv.weight.device) if adaln else None
+        )  # draws nothing
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.down.weight)
         if self.modulation is not None:

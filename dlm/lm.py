@@ -50,9 +50,9 @@ class Optimisation:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
-        positive = {"lr": self.lr, "clip": self.clip}
+        positive = {"clip": self.clip}
         shares = {"beta1": self.beta1, "beta2": self.beta2, "ema": self.ema, "cooldown": self.cooldown}
-        counts = {"weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
+        counts = {"lr": self.lr, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
         for values, allowed, wanted in (
             (positive, lambda v: v > 0, "positive"),
             (shares, lambda v: 0 <= v < 1, "in [0, 1)"),

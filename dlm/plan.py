@@ -62,9 +62,9 @@ class Job:
         """Share of the predicted seconds that is done; evaluations lie evenly on the logarithm of the epochs."""
         if self.finished:
             return 1.0
-        epoch = max(newest_row(RunDirectory(self.path).metrics).get("epoch", 0.0), 1.0)
+        epoch = newest_row(RunDirectory(self.path).metrics).get("epoch", 0.0)
         scoring = self.scoring_seconds / max(self.seconds, 1e-9)
-        evaluated = math.log(epoch) / math.log(max(self.epochs, 2))
+        evaluated = math.log(max(epoch, 1)) / math.log(max(self.epochs, 2))
         return min(0.99, (1 - scoring) * epoch / self.epochs + scoring * evaluated)
 
 

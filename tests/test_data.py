@@ -295,7 +295,7 @@ def test_training_batch(topics, num_workers):
     assert [batch["step"] for batch in seen] == [0, 1, 2] and seen[0]["size"] == 8
     assert seen[0]["x0"].shape == (8, 128) and seen[0]["x0"].dtype == torch.int64
     assert seen[0]["target"].all() and seen[0]["target"].dtype == torch.bool
-    assert seen[0]["rows"].tolist() == list(range(8))
+    assert seen[0]["rows"] == list(range(8))
     text = topics.decode(topics.tokens("train"))
     assert all(topics.decode(row) in text + text[:128] for row in seen[2]["x0"])
 

@@ -74,7 +74,7 @@ def test_processes_destroy_different_rows_differently(tmp_path, monkeypatch):
     on_two(tmp_path / "run", "steps=3")
     for step in range(3):
         (rows0, t0, noise0), (rows1, t1, noise1) = (torch.load(tmp_path / f"{step}-{rank}.pt") for rank in (0, 1))
-        assert torch.cat([rows0, rows1]).tolist() == [0, 1, 2, 3]
+        assert [*rows0, *rows1] == [0, 1, 2, 3]
         assert not set(t0.tolist()) & set(t1.tolist()) and not (noise0 == noise1).any()
         whole = uniforms(0, Stream.CORRUPTION, [4 * step + row for row in range(4)], 1, 8)
         assert torch.equal(torch.cat([noise0, noise1], 1), whole.transpose(0, 1))

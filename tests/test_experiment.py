@@ -154,7 +154,7 @@ class Forked:
 
     started: ClassVar[list] = []
 
-    def __init__(self, command, env, stdout, stderr):
+    def __init__(self, command, env, stdout, stderr, preexec_fn):
         assert command[:3] == [sys.executable, "-m", "dlm.train"] and env["OMP_NUM_THREADS"] == "1"
         self.started.append(command)
 
