@@ -240,6 +240,7 @@ def best_figure(study: Study, results: dict[str, Any]) -> Figure:
     caption = (
         f"Loss of each arm's chosen checkpoint on the report split, {results['unit']}. Error bars: ± one "
         "standard error over held-out windows. Open circles are upper bounds, filled ones exact; vertical "
-        "strokes are the exact likelihood of the same network asked from left to right."
+        "strokes are the exact likelihood of the same network asked from left to right, on fewer windows: "
+        "compare them with the bound on the same windows in the table."
     )
     return Figure("best", save(figure, study.directory, "best"), caption, study.again)

@@ -221,6 +221,7 @@ def best(study: Study, cell: str, arm: str) -> dict[str, Any]:
         "exact": runs[0].record["bound_kind"] == "exact",
         "bound": average("bound"),
         "left_to_right": average("left_to_right"),
+        "bound_same_windows": average("bound_same_windows"),
     }
 
 
