@@ -35,13 +35,7 @@ def calibrate(plan: Plan) -> None:
         batch, queue = queue[: plan.workers], queue[plan.workers :]
         crowd = (batch * plan.workers)[: plan.workers]  # as crowded as the study itself will be
         command = [sys.executable, "-m", "dlm.speed"]
-        running = [
-            (
-                job,
-                start([*command, *job.overrides], text=True, stdout=-1, stderr=-1),
-            )
-            for job in crowd
-        ]
+        running = [(job, start([*command, *job.overrides], text=True, stdout=-1, stderr=-1)) for job in crowd]
         for job, process in running:
             out, err = process.communicate()
             if process.returncode:
@@ -52,7 +46,6 @@ def calibrate(plan: Plan) -> None:
     for job in plan.jobs:
         if job.arm in measured:
             rate = measured[job.arm]
-            job.flops_per_token = rate["flops_per_token"]
             job.scoring_seconds = job.scored_tokens / rate["scored_tokens_per_second"]
             job.seconds = START_SECONDS + job.tokens / rate["tokens_per_second"] + job.scoring_seconds
 

@@ -156,19 +156,23 @@ class LanguageModel(lightning.LightningModule):
         return places.to(self.device), noise.transpose(0, 1).to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The objective per target of the global batch, so that no process weighs more than its targets.
+
+        Accumulated micro-batches weigh equally, which is the same thing while every position is a target.
+        """
         if self.backbone.dropout.p > 0:
             torch.manual_seed(
                 stream_seed(self.seed, Stream.DROPOUT, batch["step"] * batch["size"] + int(batch["rows"][0]))
             )
         bound = self.bound(batch["x0"], batch["target"], *self.training_noise(batch))
-        nelbo = bound.nelbo.detach()
-        counts = torch.stack([batch["target"].sum(), (nelbo != 0).sum()])  # targets; those that carried a loss
+        counts = torch.stack([batch["target"].sum(), bound.scored])
         world = 1
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
             world = dist.get_world_size()
         targets, scored = (counts[0] / world).to(bound.objective.dtype), counts[1]
-        return {"loss": bound.objective.sum() / targets, "nelbo": nelbo.sum() / targets, "scored": scored}
+        nelbo = bound.nelbo.detach().sum() / targets
+        return {"loss": bound.objective.sum() / targets, "nelbo": nelbo, "scored": scored}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip the global norm here: Lightning's mixed precision refuses to clip for a fused optimiser, because of

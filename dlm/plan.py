@@ -50,7 +50,6 @@ class Job:
     path: Path
     tokens: float = 0.0
     scored_tokens: float = 0.0
-    flops_per_token: float = 0.0
     seconds: float = 0.0  # predicted
     scoring_seconds: float = 0.0  # the part of them that evaluations take
 

@@ -267,3 +267,20 @@ def test_masks_at_the_ends_of_time():
     process = MaskedDiffusion(4)
     t = process.times(torch.tensor([0.0, 1 - 2.0**-53], dtype=F64))
     assert t[0] == 1 and 0 < t[1] < 1e-15
+
+
+@pytest.mark.parametrize("method", ["arm", "md4", "aoarm", "genmd4", "shuffle", "dfm_mask", "dfm_uniform"])
+def test_scored_counts_the_positions_that_carried_a_loss(method):
+    """Every target where the network answers for all, the masked ones in masked processes: also in GenMD4, whose
+    reconstruction term touches every position and whose two corruptions count twice."""
+    model, data = built(method)
+    batch = batch_of(data, range(4), 0, 4)
+    found = int(model.training_step(batch, 0)["scored"])
+    targets = batch["target"].numel()
+    if method in ("arm", "shuffle", "dfm_uniform"):
+        assert found == targets
+    else:
+        draws = 2 if method == "genmd4" else 1
+        assert 0 < found < draws * targets
+    if method in ("md4", "dfm_mask"):
+        assert found == int(masks(model, batch).sum())
