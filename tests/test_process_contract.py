@@ -335,7 +335,8 @@ def test_the_other_posterior_is_not_stationary(process, fraction):
     differ = (table.logits.softmax(-1) - right.logits.softmax(-1)).detach().abs()
     asked = torch.autograd.grad(ell.sum(), table.logits, retain_graph=True)[0] != 0
     if (differ * asked).max() < 1e-10:
-        pytest.skip("c = mu* wherever this process asks its network")
+        assert process.mask_id is not None, "only behind a mask are c and mu* the same"
+        return
     loss = average(WORLD, enumerated_loss(process, table, WORLD, t)[1])
     (grad,) = torch.autograd.grad(loss, table.logits)
     assert grad.abs().max() > 1e-3
@@ -374,7 +375,7 @@ def test_bound_is_valid_for_every_sequence(build):
 def test_loss_is_the_integrand_over_all_corruptions(process):
     """E over corruptions of `loss` at time t = (t_max - t_min) integrand (+ what t does not touch), to 1e-12."""
     if type(process).loss.__qualname__.startswith("AnyOrder"):
-        pytest.skip("scores exact counts, not times: tested in test_masked.py")
+        return  # it scores exact counts, not times: test_masked.py
     net, extra = random_network(process, WORLD, 3), []
     for t in times(process, 0.1, 0.5, 0.9):
         nelbo, _ = enumerated_loss(process, net, WORLD, t)
@@ -453,7 +454,8 @@ def test_training_in_float32_is_finite_at_every_time(build):
 def test_steps_approach_the_continuous_bound(process):
     """T07, T11: the T-step bound of the posteriors tends to integral + boundary as 1/T."""
     if not tight(process):
-        pytest.skip("a path bound's steps are the mixture's")
+        assert process.bound_kind == "flow path bound", "its steps are the mixture's, its bound the path's"
+        return
     process.t_min = 1e-9
     process.t_max = 1.0 if process.t_max == 1 else 1 - 1e-9
     net = random_network(process, WORLD, 2)
