@@ -24,12 +24,11 @@ from torch import Tensor
 
 from dlm import likelihood, sampling
 from dlm.backbone import Transformer
+from dlm.data.source import HELD_OUT
 from dlm.errors import UserError
 from dlm.metrics import Score, WindowNLL
 from dlm.noise import Stream, generator, lattice, stream_seed, uniforms
 from dlm.process import Bound, FlowMatching, GenMaskedDiffusion, MaskedDiffusion, Process, UniformDiffusion
-
-SPLITS = ("tune", "report")  # the order of the data module's evaluation loaders
 
 
 @dataclass
@@ -96,7 +95,7 @@ class LanguageModel(lightning.LightningModule):
         self.backbone = backbone
         self.optim = optim or Optimisation()
         self.seed, self.eval_draws, self.total_steps = seed, eval_draws, total_steps
-        self.held_out = torch.nn.ModuleDict({split: WindowNLL() for split in SPLITS})
+        self.held_out = torch.nn.ModuleDict({split: WindowNLL() for split in HELD_OUT})
         self.scores: dict[str, Score] = {}
         self.identity: dict[str, Any] = {"vocab_size": backbone.vocab_size, "method": type(self).__name__}
 
@@ -127,6 +126,17 @@ class LanguageModel(lightning.LightningModule):
         """Further bounds by kind, same signature as `nll_draws`."""
         return {}
 
+    def sampler_name(self, sampler: str | None) -> str:
+        """The sampler asked for, or the first of `samplers`.
+
+        Raises:
+            UserError: for a sampler that this model does not have.
+        """
+        name = sampler or next(iter(self.samplers))
+        if name not in self.samplers:
+            raise UserError(f"{type(self).__name__} samples by {', '.join(self.samplers)}, not by {name!r}")
+        return name
+
     def sample(
         self,
         given: Int[Tensor, "B L"],
@@ -135,15 +145,8 @@ class LanguageModel(lightning.LightningModule):
         sampler: str | None = None,
         **options: Any,
     ) -> sampling.Sample:
-        """Generate the `free` positions, by the first of `samplers` unless another is named.
-
-        Raises:
-            UserError: for a sampler that this model does not have.
-        """
-        name = sampler or next(iter(self.samplers))
-        if name not in self.samplers:
-            raise UserError(f"{type(self).__name__} samples by {', '.join(self.samplers)}, not by {name!r}")
-        return self.samplers[name](given, free, rng, **options)
+        """Generate the `free` positions, by the first of `samplers` unless another is named."""
+        return self.samplers[self.sampler_name(sampler)](given, free, rng, **options)
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class LanguageModel(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         nats = self.nll_draws(batch["x0"], batch["target"], batch["index"], self.eval_draws)
-        self.held_out[SPLITS[dataloader_idx]].update(nats, batch["target"].sum(1), batch["index"])  # pyright: ignore[reportCallIssue]
+        self.held_out[HELD_OUT[dataloader_idx]].update(nats, batch["target"].sum(1), batch["index"])  # pyright: ignore[reportCallIssue]
 
     def on_validation_epoch_end(self) -> None:
         self.scores = {split: metric.compute() for split, metric in self.held_out.items()}  # pyright: ignore

@@ -16,11 +16,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dlm import config, device
+from dlm.callbacks import evaluation_steps
 from dlm.errors import UserError
 from dlm.files import newest_row, read_json, write_json
 from dlm.run import RunDirectory
 
 STAGES = ("all", "plan", "report")
+WHOLE_SPLIT = 300  # windows, roughly, where a split is scored whole: a prediction must not build the data
 
 
 @dataclass
@@ -140,18 +142,19 @@ class Plan:
         job = Job(config.run_name(cfg), cell["cell"], arm["arm"], seed, epochs, overrides, config.run_path(cfg))
         unique = cell["unique_tokens"] // cfg.seq_len * cfg.seq_len
         job.tokens = unique * epochs
-        job.scored_tokens = self._scored(cfg, epochs)
+        steps_per_epoch = unique / cfg.seq_len / cfg.batch_size
+        job.scored_tokens = self._scored(cfg, math.ceil(epochs * steps_per_epoch), steps_per_epoch)
         return job
 
     @staticmethod
-    def _scored(cfg: DictConfig, epochs: float) -> float:
+    def _scored(cfg: DictConfig, steps: int, steps_per_epoch: float) -> float:
         """Tokens that evaluations push through the network."""
         e = cfg.evaluation
         exact = cfg.method["_target_"].endswith("AutoregressiveLM")
-        points = e.per_octave * max(epochs, 1).bit_length() if isinstance(epochs, int) else e.per_octave * 8
-        curve = points * 2 * (e.windows or 300) * (1 if exact else e.draws)
-        final = (e.final_windows or 300) * (1 if exact else e.final_draws)
-        in_order = 0 if exact else (e.left_to_right_windows or 300) * (cfg.seq_len + e.final_draws)
+        points = len(evaluation_steps(steps, steps_per_epoch, e.per_octave, e.first_epoch))
+        curve = points * 2 * (e.windows or WHOLE_SPLIT) * (1 if exact else e.draws)
+        final = (e.final_windows or WHOLE_SPLIT) * (1 if exact else e.final_draws)
+        in_order = 0 if exact else (e.left_to_right_windows or WHOLE_SPLIT) * (cfg.seq_len + e.final_draws)
         return (curve + final + in_order) * cfg.seq_len
 
     def fit_budget(self) -> None:

@@ -40,7 +40,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / ".writable", b"")
-            (self.path / ".writable").unlink(missing_ok=True)  # another rank may have been faster
+            (self.path / ".writable").unlink()
         except OSError as error:
             raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
 

@@ -83,9 +83,7 @@ def options_for(model: LanguageModel, command: Command) -> dict[str, Any]:
     Raises:
         UserError: for one that it does not.
     """
-    name = command.sampler or next(iter(model.samplers))
-    if name not in model.samplers:
-        raise UserError(f"this model samples by {', '.join(model.samplers)}, not by {name!r}")
+    name = model.sampler_name(command.sampler)
     takes = inspect.signature(getattr(sampling, name)).parameters
     options: dict[str, Any] = {"warp": sampling.warp(command.temperature, command.top_p)}
     for key in ("steps", "grid", "policy", "per_step"):

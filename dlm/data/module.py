@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlm.data.sampler import MicroBatch, ShardedBatches, StreamSampler
-from dlm.data.source import Source
+from dlm.data.source import HELD_OUT, Source
 from dlm.errors import UserError
 
 
@@ -54,7 +54,7 @@ class DataModule(lightning.LightningDataModule):
     `eval_windows` limits each evaluation split to that many windows, evenly spread over it.
     """
 
-    split_names = ("tune", "report")
+    split_names = HELD_OUT
 
     def __init__(
         self,

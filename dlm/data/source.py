@@ -10,6 +10,8 @@ from dlm.errors import UserError
 
 SPLITS = ("train", "tune", "report")
 """`tune` is for selection, early stopping and temperatures; `report` is only ever reported."""
+HELD_OUT = SPLITS[1:]
+"""What evaluations score, in the order of the data module's loaders."""
 
 
 class Source(ABC):
