@@ -1,13 +1,17 @@
 """From a composed configuration to the objects it describes: the data of a run, and its model."""
 
+import numpy as np
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dlm import config
 from dlm.data.module import DataModule
 from dlm.errors import UserError
-from dlm.lm import LanguageModel
+from dlm.lm import DiffusionLM, LanguageModel
 from dlm.noise import Stream, stream_seed
+from dlm.process import Process
 
 
 def build_data(cfg: DictConfig) -> DataModule:
@@ -37,3 +41,22 @@ def build_model(cfg: DictConfig, fingerprint: str, total_steps: int) -> Language
         raise UserError(f"the method configuration does not fit {cfg.method['_target_']}: {error}") from error
     model.identity["data"] = fingerprint
     return model
+
+
+def observe(model: LanguageModel, data: DataModule) -> None:
+    """Let a process whose noise has the frequencies of the data count the training split."""
+    if isinstance(model, DiffusionLM):
+        tokens = torch.from_numpy(np.asarray(data.source.tokens("train"), dtype=np.int64)).flatten()
+        model.process.observe(torch.bincount(tokens, minlength=data.source.vocab_size))
+
+
+def build_processes(vocab_size: int) -> dict[str, Process]:
+    """The process of every method that has one, by the method's name, over so many tokens and in float64."""
+    methods = sorted(path.stem for path in (config.bundled("conf") / "method").glob("*.yaml"))
+    found = {}
+    with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
+        for name in methods:
+            cfg = compose("config", overrides=[f"method={name}", "data=toy", f"vocab_size={vocab_size}"])
+            if "process" in cfg.method:
+                found[name] = instantiate(cfg.method.process).double().requires_grad_(False)
+    return found

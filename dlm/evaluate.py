@@ -1,9 +1,17 @@
-"""Likelihoods of a finished run, with error bars: `python -m dlm.evaluate run=DIR draws=64`.
+"""Likelihoods of a finished run, with error bars.
 
-Every number names its kind: "exact", or the bound it is. Scores are on the report split unless another is asked
-for, at the checkpoint with the lowest loss on the tune split.
+    python -m dlm.evaluate run=DIR draws=64                                  the block of the run's record, anew
+    python -m dlm.evaluate run=DIR likelihood=bound precision=0.005          draws until it is that precise
+    python -m dlm.evaluate run=DIR likelihood=left_to_right,margin,mixture orders=16 windows=64
+    python -m dlm.evaluate run=DIR likelihood=steps steps=256 grid=cosine calibrate=true
+    torchrun --nproc-per-node 2 -m dlm.evaluate run=DIR likelihood=all       on several processes
+
+Every number names its kind: "exact", or the bound it is; dlm/likelihood/kinds.py says what each name means.  Scores
+are on the report split unless another is asked for, at the checkpoint with the lowest loss on the tune split.
+Results grow in `DIR/likelihoods`, so that a killed evaluation continues where it was.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +25,11 @@ from dlm.build import build_data, build_model
 from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.files import write_json
+from dlm.likelihood import EXACT, Kind
 from dlm.lm import LanguageModel
 from dlm.metrics import Score, WindowNLL
 from dlm.run import RunDirectory, load_checkpoint
+from dlm.scoring import Scorer, content_hash, joined, rows
 
 
 @dataclass
@@ -66,33 +76,27 @@ def measure(model: LanguageModel, data: DataModule, settings: Settings) -> dict[
     model.eval()
     per_char = data.source.chars_per_token(settings.split)
 
-    def block(nll_draws: Any, kind: str, windows: int | None, draws: int) -> dict[str, Any]:
-        s = score(model, data, nll_draws, settings.split, windows, draws, settings.batch_size)
-        bits, bits_se = s.bits_per_char(per_char)
-        return {
-            "kind": kind if kind.startswith("exact") else f"bound ({kind})",
-            "split": settings.split,
-            "nats_per_token": s.nll,
-            "se": s.se,
-            "se_draws": s.se_draws,
-            "bits_per_char": bits,
-            "se_bits": bits_se,
-            "windows": s.windows,
-            "draws": draws if kind != "exact" else 1,
-        }
+    def block(kind: Kind, windows: int | None, draws: int) -> dict[str, Any]:
+        def nll_draws(x0: Any, target: Any, index: Any, draws: int) -> Any:
+            return kind.draws(model.backbone, x0, target, index, draws, model.seed_of_evaluation)
 
+        s = score(model, data, nll_draws, settings.split, windows, draws, settings.batch_size)
+        return rows.row(kind, s, per_char, settings.split, draws)
+
+    kinds, headline = model.likelihoods(), model.headline
     likelihood: dict[str, Any] = {
-        "bound": block(model.nll_draws, model.bound_kind, settings.windows, settings.draws),
+        "bound": block(headline, settings.windows, settings.draws),
         "left_to_right": None,
         "extra": {},
     }
-    if model.left_to_right_draws is not None:
+    if "left_to_right" in kinds and headline.bound != EXACT:
         windows = settings.left_to_right_windows
-        likelihood["left_to_right"] = block(model.left_to_right_draws, "exact", windows, 1)
+        likelihood["left_to_right"] = block(kinds["left_to_right"], windows, 1)
         # the bound on the very same windows, so that the two can be compared
-        likelihood["bound_same_windows"] = block(model.nll_draws, model.bound_kind, windows, settings.draws)
-    for kind, nll_draws in model.other_bounds().items():
-        likelihood["extra"][kind] = block(nll_draws, kind, settings.windows, settings.draws)
+        likelihood["bound_same_windows"] = block(headline, windows, settings.draws)
+    for name in model.also_reported:
+        if name in kinds:
+            likelihood["extra"][kinds[name].bound] = block(kinds[name], settings.windows, settings.draws)
     return {"likelihood": likelihood, "samples": draw_samples(model, data, settings)}
 
 
@@ -130,41 +134,153 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path / checkpoint}.ckpt does not fit the run's configuration: {reason}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device), data, run
 
 
 @dataclass
-class Command(Settings):
-    """The command line of this module."""
+class Command:
+    """The command line of this module; null is left to the meaning that the comment gives."""
 
     run: str = ""
     checkpoint: str = "best"
-    samples: int = 0
+    split: str = "report"
+    windows: int | None = None  # every window of the split
+    draws: int | None = None  # per window: 32, or 8 in each round with `precision`
+    left_to_right_windows: int | None = 64  # of the record's block; each costs one row per token
+    batch_size: int = 16
+    likelihood: str | None = None  # names of dlm/likelihood/kinds.py, or bound, or all; null: the record's block
+    steps: int | None = None  # of likelihood=steps
+    grid: str | None = None  # of likelihood=steps: uniform or cosine
+    orders: int | None = None  # of random_order, mixture, order_variance: 8
+    precision: float | None = None  # nats per token of Monte-Carlo error to draw down to
+    max_draws: int | None = None  # per window, with `precision`: 4096
+    calibrate: bool = False  # by one temperature, found on the tune split
 
 
-def main() -> None:
-    command: Command = config.command_line(Command, sys.argv[1:])
-    if not command.run:
-        raise UserError("which run? python -m dlm.evaluate run=outputs/<study>/<scale>/runs/<run>")
-    sizes = ("windows", "draws", "left_to_right_windows", "batch_size", "sample_steps")
-    config.check_positive(OmegaConf.structured(command), sizes)
-    if command.split not in DataModule.split_names:
-        raise UserError(f"split is one of {', '.join(DataModule.split_names)}, not {command.split!r}")
-    model, data, run = load_run(Path(command.run), command.checkpoint)
-    result = measure(model, data, command)
-    write_json(run.path / f"likelihood-{command.split}-{command.checkpoint}.json", result["likelihood"])
-    rows = [
-        result["likelihood"]["bound"],
-        result["likelihood"]["left_to_right"],
-        *result["likelihood"]["extra"].values(),
-    ]
-    for row in filter(None, rows):
+def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
+    """The likelihoods asked for, by name.
+
+    Raises:
+        UserError: for one that the model does not have, or an option that none of them takes.
+    """
+    has = model.likelihoods(command.steps, command.grid)
+    names = list(has) if command.likelihood == "all" else (command.likelihood or "bound").split(",")
+    if next(iter(has)) != "left_to_right":  # an autoregressive model has no bound
+        names = [next(iter(has)) if name == "bound" else name for name in names]
+    for name in names:
+        if name not in has:
+            raise UserError(
+                f"likelihood={name}: this {type(model).__name__} has {', '.join(has)} (reported by {next(iter(has))})"
+            )
+    kinds = {name: has[name] for name in names}
+    counts, likelihoods = {kind.count for kind in kinds.values()}, [k for k in kinds.values() if k.per_token]
+    for option, fits, where in (
+        ("steps", "steps" in kinds, "likelihood=steps"),
+        ("grid", "steps" in kinds, "likelihood=steps"),
+        ("orders", "orders" in counts, "likelihood=random_order, mixture or order_variance"),
+        ("draws", "draws" in counts, "a likelihood that is drawn"),
+        ("max_draws", command.precision is not None, "precision"),
+    ):
+        if getattr(command, option) is not None and not fits:
+            raise UserError(f"{option}={getattr(command, option)} belongs to {where}, which is not asked for")
+    for option in ("precision", "calibrate"):
+        if getattr(command, option) and not likelihoods:
+            raise UserError(f"{option} is about likelihoods, and {', '.join(names)} is none")
+    if command.precision and not any(k.bound != EXACT for k in likelihoods):
+        raise UserError(f"precision={command.precision}: {', '.join(names)} is exact, there is nothing to draw")
+    if command.calibrate and command.split == "tune":
+        raise UserError("calibrate finds the temperature on the tune split: report another one")
+    return kinds
+
+
+def score_chosen(scorer: Scorer, kinds: dict[str, Kind], command: Command) -> None:
+    """Score each kind; the first process prints a line and writes a JSON file as soon as it is done."""
+    per_char = scorer.data.source.chars_per_token(command.split)
+    per_round = {
+        "draws": command.draws or (8 if command.precision else 32),
+        "orders": command.orders or 8,
+        "one": 1,
+    }
+    for name, kind in kinds.items():
+        n = per_round[kind.count]
+        temperatures = [1.0]
+        if command.calibrate and kind.per_token:
+            temperatures.append(scorer.temperature(kind, n))
+        results = []
+        for temperature in temperatures:
+            if command.precision and kind.per_token and kind.bound != EXACT:
+                most = command.max_draws or 4096
+                found = scorer.precise(kind, n, command.split, temperature, command.precision, most)
+            else:
+                found = scorer.estimate(kind, n, command.split, temperature)
+            result = rows.full_row(name, kind, found, per_char, command.split)
+            results.append(result | {"checkpoint": command.checkpoint, "temperature": temperature})
+        result = results[-1]
+        if len(results) > 1:
+            result["uncalibrated"] = results[0]
+            result["tune"] = [scorer.estimate(kind, n, "tune", t).score.nll for t in temperatures]
+        if scorer.ranks.first:
+            for line in rows.lines(results, command.precision):
+                print(line, flush=True)
+            settings = "".join(f"-{value}" for value in kind.settings.values())
+            file = f"{name}{settings}-{command.split}-{command.checkpoint}.json"
+            write_json(Path(command.run) / "likelihoods" / file, result)
+
+
+def score_record_block(model: LanguageModel, data: DataModule, run: RunDirectory, command: Command) -> None:
+    """The block of the run's record, beside the record, which stays as it is."""
+    settings = Settings(
+        command.split, command.windows, command.draws or 32, command.left_to_right_windows, command.batch_size, 0
+    )
+    block = measure(model, data, settings)["likelihood"]
+    write_json(run.path / f"likelihood-{command.split}-{command.checkpoint}.json", block)
+    for row in filter(None, [block["bound"], block["left_to_right"], *block["extra"].values()]):
         print(
             f"{row['nats_per_token']:.4f} ± {row['se']:.4f} nats per token, {row['bits_per_char']:.4f} ± "
             f"{row['se_bits']:.4f} bits per character   {row['kind']}, "
             f"{row['windows']} windows x {row['draws']} draws"
         )
+
+
+def check(command: Command) -> None:
+    """Raises UserError for what can be seen to be wrong before the run is opened."""
+    if not command.run:
+        raise UserError("which run? python -m dlm.evaluate run=outputs/<study>/<scale>/runs/<run>")
+    sizes = (
+        "windows",
+        "draws",
+        "left_to_right_windows",
+        "batch_size",
+        "steps",
+        "orders",
+        "precision",
+        "max_draws",
+    )
+    config.check_positive(OmegaConf.structured(command), sizes)
+    if command.split not in DataModule.split_names:
+        raise UserError(f"split is one of {', '.join(DataModule.split_names)}, not {command.split!r}")
+    if command.orders is not None and command.orders < 3:
+        raise UserError(f"orders={command.orders}: the spread of a variance over orders needs at least 3")
+    if command.max_draws is not None and command.max_draws < 2 * (command.draws or 8):
+        raise UserError(
+            f"max_draws={command.max_draws} leaves no two rounds of {command.draws or 8} draws to compare"
+        )
+
+
+def main() -> None:
+    command: Command = config.command_line(Command, sys.argv[1:])
+    check(command)
+    model, data, run = load_run(Path(command.run), command.checkpoint)
+    wanted = command.likelihood or command.precision or command.calibrate
+    kinds = chosen(model, command) if wanted else {}
+    with joined() as ranks:
+        if wanted:
+            directory, content = run.path / "likelihoods", content_hash(run.path / f"{command.checkpoint}.ckpt")
+            scorer = Scorer(model, data, command.batch_size, command.windows, directory, content, ranks)
+            score_chosen(scorer, kinds, command)
+        elif ranks.first:
+            score_record_block(model, data, run, command)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A study from plan to report: `python -m dlm.experiment name=super-data-learners scale=laptop`.
 
 Every run is a process of its own, `workers` at a time with one thread each. A second call does only what is
-missing; a failed run never costs another; the report shows what is there.
+missing; a failed run never costs another; the report shows what is there. A study that has a measure.py plans no
+runs: it is a laboratory (dlm.laboratory).
 """
 
 import ctypes
-import importlib.util
 import json
 import os
 import signal
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dlm import config
+from dlm import config, laboratory
 from dlm.errors import UserError
-from dlm.plan import Command, Job, Plan
+from dlm.plan import Command, Job, Plan, load
 
 START_SECONDS = 8.0  # of a process, its imports and its data
 
@@ -86,20 +86,10 @@ def train(plan: Plan) -> list[Job]:
 
 def report(plan: Plan) -> tuple[Path, list[str]]:
     """Build the study's own report; return the page and its verdict lines."""
-    module = load_report(plan.folder / "report.py")
+    module = load(plan.folder / "report.py")
     page = module.main(plan.directory)
     results = json.loads((plan.directory / "results.json").read_text())
     return page, module.verdict_lines(results)
-
-
-def load_report(path: Path) -> Any:
-    """A study's report.py as a module (its folder's name is no identifier)."""
-    spec = importlib.util.spec_from_file_location(f"dlm_report_{path.parent.name.replace('-', '_')}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen:
@@ -127,6 +117,14 @@ def environment() -> dict[str, str]:
 
 def main() -> None:
     command: Command = config.command_line(Command, sys.argv[1:])
+    if laboratory.is_laboratory(command):
+        laboratory.run(command)
+    else:
+        run_plan(command)
+
+
+def run_plan(command: Command) -> None:
+    """The stages of a study that is a plan of runs."""
     plan = Plan(command)
     started, spent = plan.earlier()
     begin = time.perf_counter()

@@ -30,6 +30,8 @@ from dlm.metrics import Score, WindowNLL
 from dlm.noise import Stream, generator, lattice, stream_seed, uniforms
 from dlm.process import Bound, FlowMatching, GenMaskedDiffusion, MaskedDiffusion, Process, UniformDiffusion
 
+DEFAULT_STEPS = 64  # of the T-step bound of a process that has no steps of its own
+
 
 @dataclass
 class Optimisation:
@@ -79,7 +81,6 @@ class Optimisation:
 class LanguageModel(lightning.LightningModule):
     """What every paradigm shares. Subclasses say what a training bound and a held-out score are."""
 
-    bound_kind: str
     samplers: dict[str, Callable[..., sampling.Sample]]
     noise_draws = 1
 
@@ -117,14 +118,31 @@ class LanguageModel(lightning.LightningModule):
         self, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"], index: Int[Tensor, " B"], draws: int
     ) -> Float[Tensor, "B draws"]:
         """Unbiased draws of the headline score (`bound_kind`) of held-out windows, nats per window."""
+        return self.headline.draws(self.backbone, x0, target, index, draws, self.seed_of_evaluation)
+
+    seed_of_evaluation = 0  # common random numbers: the same for every run, so that losses compare in pairs
+    also_reported: tuple[str, ...] = ()
+    """Likelihoods of a record besides the headline and the left-to-right one, where the model has them."""
+
+    def likelihoods(self, steps: int | None = None, grid: str | None = None) -> dict[str, likelihood.Kind]:
+        """Every likelihood that the model has, by name, the headline first.
+
+        Args:
+            steps, grid: of the T-step bound; a process of T steps has its own.
+
+        Raises:
+            UserError: for another number of steps, or another grid, than the process's own.
+        """
         raise NotImplementedError
 
-    left_to_right_draws: Callable[..., Float[Tensor, "B draws"]] | None = None
-    """The exact likelihood of a mask predictor used in order; signature of `nll_draws`; None if undefined."""
+    @property
+    def headline(self) -> likelihood.Kind:
+        return next(iter(self.likelihoods().values()))
 
-    def other_bounds(self) -> dict[str, Callable[..., Float[Tensor, "B draws"]]]:
-        """Further bounds by kind, same signature as `nll_draws`."""
-        return {}
+    @property
+    def bound_kind(self) -> str:
+        """The name under which the headline score is reported."""
+        return self.headline.bound
 
     def sampler_name(self, sampler: str | None) -> str:
         """The sampler asked for, or the first of `samplers`.
@@ -220,8 +238,6 @@ class LanguageModel(lightning.LightningModule):
 class AutoregressiveLM(LanguageModel):
     """-log p(x0) = sum_i -log p(x0^i | x0^{<i}), the first token after a start symbol: every token is scored."""
 
-    bound_kind = "exact"
-
     def __init__(self, backbone: Transformer, **kwargs: Any):
         if not backbone.causal:
             raise UserError("an autoregressive model needs backbone.causal=true")
@@ -229,16 +245,14 @@ class AutoregressiveLM(LanguageModel):
         self.samplers = {"autoregressive": self._autoregressive}
 
     def token_nll(self, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        start = torch.full_like(x0[:, :1], self.vocab_size)
-        nll = self.backbone.cross_entropy(torch.cat([start, x0[:, :-1]], 1), None, x0, target)
-        return torch.zeros(x0.shape, dtype=nll.dtype, device=nll.device).masked_scatter(target, nll)
+        return likelihood.autoregressive_nll(self.backbone, x0, target, self.vocab_size)
+
+    def likelihoods(self, steps=None, grid=None):
+        return likelihood.autoregressive_kinds(self.vocab_size)
 
     def bound(self, x0, target, places, noise):
         nll = self.token_nll(x0, target)
         return Bound(nll, nll.sum(1), target.sum())
-
-    def nll_draws(self, x0, target, index, draws):
-        return self.token_nll(x0, target).double().sum(1, keepdim=True)
 
     def _autoregressive(self, given, free, rng, **options):
         return sampling.autoregressive(self.backbone, given, free, rng, **options)
@@ -263,15 +277,16 @@ class DiffusionLM(LanguageModel):
         super().__init__(backbone, **kwargs)
         self.process = process
         self.noise_draws = process.noise_draws
-        self.bound_kind = process.bound_kind
         self.identity["predicts"] = process.predicts
         self.samplers = {"ancestral": self._bind(sampling.ancestral), "tau_leap": self._bind(sampling.tau_leap)}
-        if likelihood.is_mask_predictor(process):
-            self.left_to_right_draws = self._left_to_right
+        if process.mask_predictor:
             self.samplers |= {
                 "first_hitting": self._bind(sampling.first_hitting),
                 "ordered": self._bind(sampling.ordered),
+                "remdm": self._bind(sampling.remdm),
             }
+        if isinstance(process, GenMaskedDiffusion):
+            self.samplers["thinning"] = self._bind(sampling.thinning)
 
     def _bind(self, sampler):
         return lambda given, free, rng, **options: sampler(
@@ -281,16 +296,14 @@ class DiffusionLM(LanguageModel):
     def bound(self, x0, target, places, noise):
         return self.process.loss(self.backbone, x0, self.process.times(places), target, noise)
 
-    def nll_draws(self, x0, target, index, draws):
-        estimator = likelihood.continuous_nelbo
-        if likelihood.is_mask_predictor(self.process):
-            estimator = likelihood.any_order_nelbo
-        return estimator(self.process, self.backbone, x0, target, index, draws, self.seed_of_evaluation)
-
-    seed_of_evaluation = 0  # common random numbers: the same for every run, so that losses compare in pairs
-
-    def _left_to_right(self, x0, target, index, draws):
-        return likelihood.left_to_right_nll(self.process, self.backbone, x0, target)[:, None]
+    def likelihoods(self, steps=None, grid=None):
+        own = self.process.steps
+        if own is not None and (steps not in (None, own) or grid not in (None, "uniform")):
+            raise UserError(f"{type(self.process).__name__} has its own {own} steps on a uniform grid")
+        steps, grid = own or steps or DEFAULT_STEPS, grid or "uniform"
+        times = torch.tensor(sampling.time_grid(steps, grid, self.process.t_max)[::-1], dtype=torch.float64)
+        scores = {name: score for name, score in sampling.POLICIES.items() if score is not None}
+        return likelihood.kinds(self.process, scores, times, grid)
 
 
 class MaskedDiffusionLM(DiffusionLM):
@@ -318,22 +331,4 @@ class FlowMatchingLM(DiffusionLM):
 
     process_types = (FlowMatching,)
 
-    def __init__(self, process: FlowMatching, backbone: Transformer, **kwargs: Any):
-        super().__init__(process, backbone, **kwargs)
-        if process.mask_id is None:
-            self.tight = process.as_uniform_diffusion()
-            self.bound_kind = self.tight.bound_kind
-
-    def nll_draws(self, x0, target, index, draws):
-        if self.process.mask_id is not None:
-            return super().nll_draws(x0, target, index, draws)
-        denoise = self.process.loo_denoise(self.backbone)
-        return likelihood.continuous_nelbo(self.tight, denoise, x0, target, index, draws, self.seed_of_evaluation)
-
-    def other_bounds(self):
-        return {} if self.process.mask_id is not None else {self.process.bound_kind: self._path_bound}
-
-    def _path_bound(self, x0, target, index, draws):
-        return likelihood.continuous_nelbo(
-            self.process, self.backbone, x0, target, index, draws, self.seed_of_evaluation
-        )
+    also_reported = ("flow_path",)

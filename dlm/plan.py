@@ -4,8 +4,10 @@ experiments/<name>/<scale>.yaml lists arms (a method with its settings) and cell
 stable run directory, named by what decides its numbers, so a second plan finds what the first has finished.
 """
 
+import importlib.util
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,21 +71,45 @@ class Job:
         return min(0.99, (1 - scoring) * epoch / self.epochs + scoring * evaluated)
 
 
+def study_file(command: Command) -> Path:
+    """experiments/<name>/<scale>.yaml. Raises UserError if there is no such study, scale or stage."""
+    experiments = config.bundled("experiments")
+    folder = experiments / command.name
+    known = sorted(p.parent.name for p in experiments.glob("*/report.py"))
+    if not command.name or not (folder / "report.py").is_file():
+        raise UserError(f"no experiment {command.name!r} in {experiments}; there are: {', '.join(known)}")
+    file = folder / f"{command.scale}.yaml"
+    if not file.is_file():
+        scales = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"{command.name} has no scale {command.scale!r} ({file}); there are: {scales}")
+    if command.stage not in STAGES:
+        raise UserError(f"stage is one of {', '.join(STAGES)}, not {command.stage!r}")
+    return file
+
+
+def load(path: Path) -> Any:
+    """A study's own Python file as a module (its folder's name is no identifier)."""
+    spec = importlib.util.spec_from_file_location(f"dlm_{path.stem}_{path.parent.name.replace('-', '_')}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """ "0,3" as [0, 3]. Raises UserError."""
+    if not all(s.isdecimal() for s in text.split(",")):
+        raise UserError(f"{name} are whole numbers separated by commas, not {text!r}")
+    return sorted({int(s) for s in text.split(",")})
+
+
 class Plan:
     """A study at one scale: its file, its jobs, its directory."""
 
     def __init__(self, command: Command):
-        folder = config.bundled("experiments") / command.name
-        known = sorted(p.parent.name for p in config.bundled("experiments").glob("*/report.py"))
-        if not command.name or not (folder / "report.py").is_file():
-            raise UserError(f"no experiment {command.name!r} in {folder.parent}; there are: {', '.join(known)}")
-        file = folder / f"{command.scale}.yaml"
-        if not file.is_file():
-            scales = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-            raise UserError(f"{command.name} has no scale {command.scale!r} ({file}); there are: {scales}")
-        if command.stage not in STAGES:
-            raise UserError(f"stage is one of {', '.join(STAGES)}, not {command.stage!r}")
-        self.command, self.folder, self.file = command, folder, file
+        file = study_file(command)
+        self.command, self.folder, self.file = command, file.parent, file
         self.settings = yaml.safe_load(file.read_text())
         self.directory = Path(command.output_dir) / command.name / command.scale
         self.workers = command.workers or self.settings.get("workers", 1)
@@ -113,9 +139,7 @@ class Plan:
     def _jobs(self) -> list[Job]:
         seeds = self.settings["seeds"]
         if self.command.seeds:
-            if not all(s.isdecimal() for s in self.command.seeds.split(",")):
-                raise UserError(f"seeds are whole numbers separated by commas, not {self.command.seeds!r}")
-            seeds = sorted({int(s) for s in self.command.seeds.split(",")})
+            seeds = whole_numbers("seeds", self.command.seeds)
         jobs = []
         with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
             for cell in self.settings["cells"]:

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from dlm import callbacks, config, device, evaluate
-from dlm.build import build_data, build_model
+from dlm.build import build_data, build_model, observe
 from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.files import write_atomically, write_json
@@ -199,6 +199,7 @@ def train(cfg: DictConfig) -> Path:
         return run.path
     steps = plan_steps(cfg, data)
     model = build_model(cfg, data.source.fingerprint, steps)
+    observe(model, data)
     if not is_main_process():
         fit(cfg, run, data, model, steps)
         return run.path

@@ -89,7 +89,8 @@ def random_network(process, world, seed=0, drift=None):
 class Exact:
     """The network every process dreams of, from its own log_q by Bayes' rule.
 
-    kind "posterior": p(x0^i | x_t); kind "leave-one-out": p(x0^i | x_t^{-i}).
+    kind "posterior": p(x0^i | x_t); "leave-one-out": p(x0^i | x_t^{-i}); "score": p_t(y, x_t^{-i}) / p_t(x_t), as
+    the process takes it.
     """
 
     def __init__(self, process, world, kind=None):
@@ -119,8 +120,28 @@ class Exact:
         empty = mass.sum(-1, keepdim=True) == 0  # a state that data never lead to: any answer will do
         return torch.where(empty, 1.0, mass) / torch.where(empty, 1.0, mass).sum(-1, keepdim=True)
 
+    def log_scores(self, x_t, t):
+        """log p_t(y, x_t^{-i}) / p_t(x_t) from the marginals, for every token y: [B L V]."""
+        batch, length = x_t.shape
+        v = self.world.vocab_size
+        there = x_t[:, None, None].repeat(1, length, v, 1)
+        for i in range(length):
+            there[:, i, :, i] = torch.arange(v)
+        wide = t.repeat_interleave(length * v)
+        numerator = self.log_joint(there.reshape(-1, length), wide).sum(-1) + self.world.p.log()
+        here = self.log_joint(x_t, t).sum(-1) + self.world.p.log()
+        return numerator.logsumexp(-1).reshape(batch, length, v) - here.logsumexp(-1)[:, None, None]
+
     def __call__(self, x_t, t, where=None):
-        logits = self.probs(x_t, t.to(F64)).log()
+        t = t.to(F64)
+        if self.kind != "score":
+            logits = self.probs(x_t, t).log()
+        elif self.process.mask_id is None:
+            logits = self.log_scores(x_t, t)
+        else:  # s_v = r exp(logit_v) / V behind a mask; any answer will do elsewhere
+            r = (self.process.schedule.alpha(t) / self.process.schedule.u(t))[:, None, None]
+            masked = (x_t == self.process.mask_id)[..., None]
+            logits = torch.where(masked, self.log_scores(x_t, t) - r.log() + math.log(self.world.vocab_size), 0.0)
         return logits if where is None else logits[where]
 
 
@@ -189,8 +210,11 @@ def integrand(process, denoise, world, t, nelbo=None):
 
 
 def expected_nelbo(process, denoise, world, rule=None, nelbo=None):
-    """The integral over (t_min, t_max), without boundary terms, for every clean sequence: [N]."""
+    """The integral over (t_min, t_max), or the mean over the grid of `steps`, without boundary terms: [N]."""
     t, weight = (rule or tanh_sinh())(process.t_min, process.t_max)
+    if process.steps is not None:
+        t = torch.arange(1, process.steps + 1, dtype=F64) / process.steps
+        weight = torch.full_like(t, 1 / process.steps)
     return (weight[:, None] * integrand(process, denoise, world, t, nelbo)).sum(0)
 
 
@@ -260,8 +284,18 @@ def mutual_information(process, world, t):
 
 
 def sure(x0, vocab_size):
-    """Logits [B L V] of a network that is certain of x0."""
+    """Logits [B L V] of a posterior that is certain of x0."""
     return F.one_hot(x0, vocab_size).to(F64).log()
+
+
+def certain(process, x0, x_t, t):
+    """Logits [B L V] of a network that is certain of x0, in the terms of the process."""
+    if process.predicts != "score":
+        return sure(x0, process.vocab_size)
+    if process.mask_id is not None:
+        return sure(x0, process.vocab_size) + math.log(process.vocab_size)
+    log_q = process.marginal(F.one_hot(x0, process.vocab_size).to(F64), t).log()
+    return log_q - log_q.gather(-1, x_t[..., None])
 
 
 def step_bound(process, denoise, world, grid):
@@ -274,7 +308,7 @@ def step_bound(process, denoise, world, grid):
         ts, ss = (torch.full((n * m,), float(v), dtype=F64) for v in (t, s))
         q = process.log_q(x_t, x0, ts).sum(-1).exp()
         logits = denoise(states, ts[:m]).repeat(n, 1, 1)
-        true = process.posterior(sure(x0, world.vocab_size), x_t, ts, ss)
+        true = process.posterior(certain(process, x0, x_t, ts), x_t, ts, ss)
         model = process.posterior(logits, x_t, ts, ss)
         live = true > 0
         kl = torch.where(live, true * (torch.where(live, true, 1) / torch.where(live, model, 1)).log(), 0.0)
@@ -315,6 +349,22 @@ def model_law(process, denoise, world, steps=300, a=1e-7, b=1 - 1e-7):
         times = torch.full((len(states),), float(mid), dtype=F64)
         rates = process.rates(denoise(states, times), states, times)
         law = torch.linalg.matrix_exp((t - s) * generator(process, rates)) @ law
+    return law
+
+
+def step_law(process, denoise, world, grid):
+    """The law over all states [M] of a sampler that takes the posterior's steps down a grid of times from 0 up."""
+    states = sequences(process.num_states, world.length)
+    quantiles = (torch.arange(6000, dtype=F64)[:, None] + 0.5) / 6000
+    prior = process.prior(quantiles).flatten().bincount(minlength=process.num_states).to(F64) / 6000
+    law = prior[states].prod(-1)
+    for t, s in itertools.pairwise(reversed(list(grid))):
+        t, s = (torch.full((len(states),), float(v), dtype=F64) for v in (t, s))
+        p = process.posterior(denoise(states, t), states, t, s)
+        kernel = torch.ones(len(states), len(states), dtype=F64)
+        for position in range(world.length):
+            kernel = kernel * p[:, position][:, states[:, position]]
+        law = law @ kernel
     return law
 
 

@@ -23,6 +23,7 @@ from oracle import (
 
 from dlm.errors import UserError
 from dlm.process import FlowMatching, MaskedDiffusion
+from dlm.process.parameterisation import converted
 from dlm.process.schedule import CosineSquared, Kappa, Linear
 
 MD4 = MaskedDiffusion(3)
@@ -84,20 +85,20 @@ def test_uniform_source_pays_a_known_price(vocab_size):
 
 @pytest.mark.parametrize("schedule", [Linear(), Kappa(2.0)], ids=lambda s: type(s).__name__)
 def test_uniform_source_is_scored_by_uniform_diffusion(schedule):
-    """T36: the same network through `loo_denoise` and `as_uniform_diffusion` reaches H, to 1e-6 at a cut of 1e-9.
+    """T36: the same network through `converted` and `as_diffusion` reaches H, to 1e-6 at a cut of 1e-9.
 
     The flow's own bound does not, by more than 0.1 nats on the 27-string world.
     """
     process = FlowMatching(3, "uniform", schedule=schedule, t_min=0.0)
     exact = Exact(process, WORLD)
-    diffusion = process.as_uniform_diffusion(t_min=1e-9, t_max=1 - 1e-9)
-    converted = process.loo_denoise(exact)
-    total = expected_nelbo(diffusion, converted, WORLD, tanh_sinh(0.05, 60))
-    total = average(WORLD, total + expected_boundary(diffusion, converted, WORLD))
+    diffusion = process.as_diffusion(t_min=1e-9, t_max=1 - 1e-9)
+    loo = converted(exact, process, "leave-one-out")
+    total = expected_nelbo(diffusion, loo, WORLD, tanh_sinh(0.05, 60))
+    total = average(WORLD, total + expected_boundary(diffusion, loo, WORLD))
     close(total, WORLD.entropy, 1e-6)
     assert average(WORLD, expected_nelbo(process, exact, WORLD)) > WORLD.entropy + 0.1
     with pytest.raises(UserError):
-        FlowMatching(3, "mask").as_uniform_diffusion()
+        FlowMatching(3, "mask").as_diffusion()
 
 
 def test_cross_entropy_weighs_every_count_alike():

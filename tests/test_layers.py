@@ -15,10 +15,11 @@ SOURCES = {
 ORDER = [
     ["dlm", "dlm.errors", "dlm.files"],
     ["dlm.process", "dlm.backbone", "dlm.noise", "dlm.device"],
-    ["dlm.likelihood", "dlm.sampling", "dlm.metrics", "dlm.data"],
+    ["dlm.likelihood", "dlm.sampling", "dlm.metrics", "dlm.data", "dlm.channels", "dlm.information"],
     ["dlm.lm"],
     [
         "dlm.run",
+        "dlm.scoring",
         "dlm.callbacks",
         "dlm.config",
         "dlm.build",
@@ -26,6 +27,7 @@ ORDER = [
         "dlm.evaluate",
         "dlm.sample",
         "dlm.plan",
+        "dlm.laboratory",
         "dlm.experiment",
         "dlm.speed",
     ],
@@ -38,6 +40,7 @@ REPORTING = [  # beside the layers: they read files
     "dlm.figures",
     "dlm.tables",
     "dlm.page",
+    "dlm.measurements",
 ]
 ENTRY_POINTS = {
     "dlm.config",
@@ -50,6 +53,7 @@ ENTRY_POINTS = {
     "dlm.speed",
 }
 STUDIES = sorted((ROOT / "experiments").glob("*/*.py"))
+REPORTS = [path for path in STUDIES if path.name == "report.py"]
 
 
 def imports(path):
@@ -117,7 +121,7 @@ def test_only_entry_points_know_hydra():
         assert not knows or module in ENTRY_POINTS, f"{module} imports {knows}"
 
 
-@pytest.mark.parametrize("path", [SOURCES[m] for m in REPORTING] + STUDIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [SOURCES[m] for m in REPORTING] + REPORTS, ids=lambda p: p.stem)
 def test_reports_never_reach_torch(path):
     """Neither directly nor through another module of the package."""
     seen, waiting = set(), [path]
@@ -128,6 +132,16 @@ def test_reports_never_reach_torch(path):
             seen.add(imported)
     heavy = {m for m in seen if m.split(".")[0] in ("torch", "lightning", "torchmetrics", "hydra", "omegaconf")}
     assert not heavy, f"{path} reaches {heavy}"
+
+
+def test_studies_measure_and_report_with_the_package_alone():
+    """A study is a plan (report.py) or a laboratory (measure.py besides); neither imports the other, or a test."""
+    for path in STUDIES:
+        assert path.name in ("measure.py", "report.py"), f"{path}: a study has no other Python files"
+        local = (
+            {p.stem for p in STUDIES} | {p.stem for p in (ROOT / "tests").glob("*.py")} | {"experiments", "tests"}
+        )
+        assert not {m.split(".")[0] for m in imports(path)} & local, f"{path} imports beyond dlm"
 
 
 def test_reports_import_without_torch():

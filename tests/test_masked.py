@@ -324,7 +324,7 @@ def genmd4_expected_loss(process, denoise, t, p=WORLD.p):
     """(1 - t_min) sum_{x_t} q_w(x_t | x0) sum_i ell + reconstruction at one t, differentiable in w."""
     span = process.t_max - process.t_min
     ell = integrand(process, denoise, WORLD, torch.tensor([t], dtype=F64))[0]
-    return (p * (span * ell + process.reconstruction(WORLD.clean).sum(-1))).sum()
+    return (p * (span * ell + process.decoder_nll(WORLD.clean).sum(-1))).sum()
 
 
 @pytest.mark.parametrize("t", [0.02, 0.37, 0.9])
@@ -377,7 +377,7 @@ def test_genmd4_whole_gradient_with_reconstruction():
         total = total + weight * objective[5]
     (got,) = torch.autograd.grad(total, process.schedule.raw)
     ell = integrand(process, DRIFTING, WORLD, nodes)[:, 5]
-    whole_loss = (weights * ell).sum() + process.reconstruction(WORLD.clean[5:6]).sum()
+    whole_loss = (weights * ell).sum() + process.decoder_nll(WORLD.clean[5:6]).sum()
     close(total, whole_loss, 1e-12)
     (wanted,) = torch.autograd.grad(whole_loss, process.schedule.raw)
     close(got, wanted, 1e-12)
@@ -389,7 +389,7 @@ def test_genmd4_reconstruction_is_its_decoder():
     q_mask = process.schedule.u(torch.tensor([1e-3], dtype=F64), torch.arange(3)[None])[0].detach()
     decoder = q_mask / q_mask.sum()
     expected = -(q_mask * decoder.log())[WORLD.clean]
-    close(process.reconstruction(WORLD.clean).detach(), expected, 1e-13)
+    close(process.decoder_nll(WORLD.clean).detach(), expected, 1e-13)
 
 
 @pytest.mark.parametrize("t", [1.0, 1 - 6e-8, 1e-3])

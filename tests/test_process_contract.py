@@ -16,6 +16,7 @@ from oracle import (
     Exact,
     Table,
     average,
+    certain,
     enumerated_loss,
     expected_boundary,
     expected_nelbo,
@@ -28,12 +29,14 @@ from oracle import (
     reachable,
     sequences,
     step_bound,
-    sure,
+    step_law,
     tanh_sinh,
 )
 
-from dlm.process import FlowMatching, MaskedDiffusion, Process
+from dlm.errors import UserError
+from dlm.process import FlowMatching, MaskedDiffusion, Process, UniformDiffusion
 from dlm.process.base import generalised_kl
+from dlm.process.parameterisation import converted, log_score
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
 
@@ -49,6 +52,12 @@ def composed(path):
 
 
 PROCESSES = {path.stem: node for path in sorted(CONF.glob("*.yaml")) if (node := composed(path)) is not None}
+STEPS = 6  # of every finite-time method, so that its sum can be enumerated
+PROCESSES["dfm_skewed"] = {
+    "_target_": "dlm.process.FlowMatching",
+    "vocab_size": "${vocab_size}",
+    "source": "skewed",
+}
 PROCESSES["dfm_uniform_kl"] = {
     "_target_": "dlm.process.FlowMatching",
     "vocab_size": "${vocab_size}",
@@ -68,8 +77,14 @@ def build(request):
     """Makes the process over V tokens; learned schedules are moved off their starting point."""
 
     def build(vocab_size=3) -> Process:
-        config = OmegaConf.create({"vocab_size": vocab_size, "process": PROCESSES[request.param]})
+        node = OmegaConf.to_container(OmegaConf.create(PROCESSES[request.param]), resolve=False)
+        if "steps" in node:
+            node["steps"] = STEPS
+        if node.get("source") == "skewed":
+            node["source"] = [0.2, 0.5, 0.3] if vocab_size == 3 else [0.3, 0.7]
+        config = OmegaConf.create({"vocab_size": vocab_size, "process": node})
         process = hydra.utils.instantiate(config.process).double()
+        process.observe(torch.tensor([9, 4, 1])[:vocab_size])
         rng = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in process.parameters():
@@ -85,8 +100,9 @@ def process(build):
 
 
 def tight(process):
-    """Whether the best bound is the entropy; a path bound pays for a mixture that is not Markov."""
-    return process.bound_kind != "flow path bound"
+    """Whether the best bound is the entropy; a path bound pays for a mixture that is not Markov, T steps for
+    what is revealed together."""
+    return process.bound_kind != "flow path bound" and process.steps is None
 
 
 def close(a, b, tol, rtol=0.0):
@@ -100,7 +116,7 @@ def times(process, *fractions):
 def cases(process, n=200, seed=0):
     """Random (logits, x0, x_t, t) with q(x_t | x0) > 0."""
     rng = torch.Generator().manual_seed(seed)
-    t = process.times(torch.rand(n, generator=rng, dtype=F64))
+    t = process.t_min + (process.t_max - process.t_min) * torch.rand(n, generator=rng, dtype=F64)
     x0 = torch.randint(process.vocab_size, (n, 4), generator=rng)
     x_t = process.corrupt(x0, t, torch.rand(n, 4, generator=rng, dtype=F64))
     return torch.randn(n, 4, process.vocab_size, generator=rng, dtype=F64), x0, x_t, t
@@ -199,7 +215,7 @@ def test_rates_are_rates(process):
     for rates in (model, true):
         assert rates.shape == (*x_t.shape, process.num_states)
         assert (rates >= 0).all() and (rates.gather(-1, x_t[..., None]) == 0).all()
-    close(process.rates(sure(x0, process.vocab_size), x_t, t), true, 1e-10, rtol=1e-10)
+    close(process.rates(certain(process, x0, x_t, t), x_t, t), true, 1e-10, rtol=1e-10)
 
 
 def test_posterior_is_a_distribution_of_event_and_event_prob(process):
@@ -225,8 +241,9 @@ def test_last_step_leaves_clean_tokens(process):
     zero = torch.zeros_like(t)
     p = process.posterior(logits, x_t, t, zero)
     close(p[..., : process.vocab_size].sum(-1), torch.ones(x_t.shape, dtype=F64), 1e-12)
-    certain = process.posterior(sure(x0, process.vocab_size), x_t, t, zero)
-    close(certain.gather(-1, x0[..., None])[..., 0], torch.ones(x_t.shape, dtype=F64), 1e-12)
+    sure = process.posterior(certain(process, x0, x_t, t), x_t, t, zero)
+    tol = 1e-6 if process.predicts == "score" else 1e-12  # inverting a score loses what 1 / alpha multiplies
+    close(sure.gather(-1, x0[..., None])[..., 0], torch.ones(x_t.shape, dtype=F64), tol)
 
 
 def test_conditional_posterior_carries_q_t_to_q_s(process):
@@ -238,7 +255,8 @@ def test_conditional_posterior_carries_q_t_to_q_s(process):
         for a in range(process.vocab_size):
             x0 = torch.full_like(states, a)
             q_t, q_s = (process.log_q(states, x0, v).exp()[:, 0] for v in (t, s))
-            p = process.posterior(sure(x0, process.vocab_size), states, t, s)[:, 0]
+            p = process.posterior(certain(process, x0, states, t), states, t, s)[:, 0]
+            close(process.conditional_posterior(x0, states, t, s)[:, 0], p, 1e-12)
             close(torch.where(q_t[:, None] > 0, q_t[:, None] * p, 0.0).sum(0), q_s, 1e-12)
 
 
@@ -260,12 +278,65 @@ def test_short_posteriors_follow_the_rates(process):
 
 
 def test_closed_form_is_the_generalised_kl_of_the_rates(process):
-    """The fast `nelbo` = sum_y R_y - C_y + C_y log(C_y / R_y) on random inputs, to 1e-10 relative; >= 0."""
+    """The fast `integrand` = sum_y R_y - C_y + C_y log(C_y / R_y) on random inputs, to 1e-10 relative; >= 0."""
     logits, x0, x_t, t = cases(process)
     generic = generalised_kl(process.conditional_rates(x0, x_t, t), process.rates(logits, x_t, t), x_t)
-    close(process.nelbo(logits, x0, x_t, t), generic, 1e-11, rtol=1e-10)
-    close(Process.nelbo(process, logits, x0, x_t, t), generic, 0)
+    close(process.integrand(logits, x0, x_t, t), generic, 1e-11, rtol=1e-10)
+    close(Process.integrand(process, logits, x0, x_t, t), generic, 0)
     assert (generic > -1e-12).all()
+
+
+def test_closed_step_is_the_divergence_of_the_posteriors(process):
+    """The fast `step_kl` = KL(q(x_s | x_t, x0) || p(x_s | x_t)) on random inputs, s = 0 too, to 1e-11; >= 0."""
+    logits, x0, x_t, t = cases(process)
+    for fraction in (0.0, 0.4, 0.99):
+        s = t * fraction
+        generic = Process.step_kl(process, logits, x0, x_t, t, s)
+        if process.predicts == "score":
+            assert (generic > -1e-12).all(), "scores of no distribution have no closed form"
+            continue
+        close(process.step_kl(logits, x0, x_t, t, s), generic, 1e-11, rtol=1e-10)
+        assert (generic > -1e-12).all()
+    if process.steps is not None:
+        on_grid = process.times(torch.linspace(0, 0.999, len(t), dtype=F64))
+        steps = process.step_kl(logits, x0, x_t, on_grid, process.before(on_grid))
+        close(process.nelbo(logits, x0, x_t, on_grid), process.steps * steps, 1e-12)
+        assert set((on_grid * process.steps).round().long().tolist()) == set(range(1, process.steps + 1))
+        assert process.before(on_grid).min() == 0
+
+
+def test_marginal_mixes_log_q(process):
+    """q_t(. | p0) = sum_a p0(a) q_t(. | a), to 1e-13; and `log_evidence` is log q(x_t | a)."""
+    logits, _, x_t, t = cases(process, 20)
+    p0 = logits.softmax(-1)
+    mixed = torch.zeros(*x_t.shape, process.num_states, dtype=F64)
+    for y in range(process.num_states):
+        evidence = process.log_evidence(torch.full_like(x_t, y), t)
+        mixed[..., y] = (p0 * evidence.exp()).sum(-1)
+        for a in range(process.vocab_size):
+            close(evidence[..., a], process.log_q(torch.full_like(x_t, y), torch.full_like(x_t, a), t), 0)
+    close(process.marginal(p0, t), mixed, 1e-13)
+
+
+def test_parameterisations_are_exact_ways_between_the_three(process):
+    """T18: `converted` gives the exact posterior and leave-one-out posterior, and `log_score` the exact score, from the
+    network that `predicts` names, wherever they are defined, to 1e-9."""
+    states = sequences(process.num_states, 3)
+    for t in times(process, 0.15, 0.6):
+        wide = torch.full((len(states),), t, dtype=F64)
+        own = Exact(process, WORLD)
+        hidden = (
+            torch.ones_like(states, dtype=torch.bool) if process.mask_id is None else states == process.mask_id
+        )
+        for meaning in ("posterior", "leave-one-out"):
+            got = converted(own, process, meaning)(states, wide).softmax(-1)
+            wanted = Exact(process, WORLD, meaning)(states, wide).softmax(-1)
+            close(got[hidden], wanted[hidden], 1e-10)
+        scores = log_score(process, own(states, wide), states, wide)
+        close(scores[hidden], Exact(process, WORLD).log_scores(states, wide)[hidden], 1e-9)
+    with pytest.raises(UserError, match="logits"):
+        converted(own, process, "logits")
+    assert converted(own, process, process.predicts) is own
 
 
 def test_exact_network_reaches_the_entropy(process):
@@ -296,7 +367,7 @@ def test_excess_vanishes_with_the_cut(process):
         excess.append(float(total - WORLD.entropy))
     assert excess[0] > -1e-6 and excess[1] > -1e-6
     if tight(process):
-        assert excess[1] < 0.2 * excess[0] or excess[1] < 1e-6
+        assert excess[1] < 0.2 * excess[0] or excess[1] < 1e-5
 
 
 def test_integrand_is_the_rate_at_which_information_is_lost(process):
@@ -304,8 +375,9 @@ def test_integrand_is_the_rate_at_which_information_is_lost(process):
     for t in times(process, 0.1, 0.5, 0.9):
         before, after = (mutual_information(process, WORLD, t + h) for h in (-1e-4, 1e-4))
         slope = (before - after) / 2e-4
-        ell = average(WORLD, integrand(process, Exact(process, WORLD), WORLD, torch.tensor([t], dtype=F64))[0])
-        if tight(process):
+        at = torch.tensor([t], dtype=F64)
+        ell = average(WORLD, integrand(process, Exact(process, WORLD), WORLD, at, process.integrand)[0])
+        if process.bound_kind != "flow path bound":
             close(ell, slope, 1e-5)
         else:
             assert ell > slope
@@ -327,19 +399,23 @@ def test_exact_network_is_stationary(process, fraction):
 def test_the_other_posterior_is_not_stationary(process, fraction):
     """T80: where mu* and c differ, the wrong one has a gradient above 1e-3 (negative control)."""
     t = times(process, fraction)[0]
-    other = {"posterior": "leave-one-out", "leave-one-out": "posterior"}[process.predicts]
-    table, right = exact_table(process, t, other), exact_table(process, t)
+    table, right = exact_table(process, t), exact_table(process, t)
+    if process.predicts == "score":
+        table.logits = (table.logits + 0.3).detach().requires_grad_()  # scores of no distribution
+    else:
+        other = {"posterior": "leave-one-out", "leave-one-out": "posterior"}[process.predicts]
+        table = exact_table(process, t, other)
     row, (x_t,), _ = reachable(process, WORLD, t)
     wide = torch.full((len(row),), t, dtype=F64)
     ell = process.nelbo(table(x_t, wide), WORLD.clean[row], x_t, wide)
     differ = (table.logits.softmax(-1) - right.logits.softmax(-1)).detach().abs()
     asked = torch.autograd.grad(ell.sum(), table.logits, retain_graph=True)[0] != 0
-    if (differ * asked).max() < 1e-10:
+    if process.predicts != "score" and (differ * asked).max() < 1e-10:
         assert process.mask_id is not None, "only behind a mask are c and mu* the same"
         return
     loss = average(WORLD, enumerated_loss(process, table, WORLD, t)[1])
     (grad,) = torch.autograd.grad(loss, table.logits)
-    assert grad.abs().max() > 1e-3
+    assert grad.abs().max() > (1e-3 if process.predicts != "score" else 1e-5)  # hardly any noise at that time
 
 
 def exact_table(process, t, kind=None):
@@ -359,13 +435,19 @@ def test_random_networks_cannot_beat_the_entropy(process):
 
 
 def test_bound_is_valid_for_every_sequence(build):
-    """T42: -log p(x) <= bound(x) for random networks, p the law of the model's own Markov chain (V = L = 2)."""
+    """T42: -log p(x) <= bound(x) for random networks, p the law of the model's own Markov chain (V = L = 2).
+
+    In finite time the chain is the sampler's, T steps of the posterior.
+    """
     process = build(2)
     process.t_min = 1e-6
     process.t_max = 1.0 if process.t_max == 1 else 1 - 1e-6
     for seed in (0, 1):
         net = random_network(process, SMALL, seed)
-        law = model_law(process, net, SMALL)
+        if process.steps is None:
+            law = model_law(process, net, SMALL)
+        else:
+            law = step_law(process, net, SMALL, torch.linspace(0, 1, process.steps + 1))
         close(law.sum(), 1.0, 1e-9)
         clean = torch.tensor([int((x * process.num_states ** torch.tensor([1, 0])).sum()) for x in SMALL.clean])
         bound = expected_nelbo(process, net, SMALL) + expected_boundary(process, net, SMALL)
@@ -453,12 +535,23 @@ def test_training_in_float32_is_finite_at_every_time(build):
 
 def test_steps_approach_the_continuous_bound(process):
     """T07, T11: the T-step bound of the posteriors tends to integral + boundary as 1/T."""
+    if process.steps is not None:  # what it is trained by is that very sum
+        grid = torch.linspace(0, 1, process.steps + 1, dtype=F64)
+        net = random_network(process, WORLD, 2)
+        close(expected_nelbo(process, net, WORLD), step_bound(process, net, WORLD, grid), 1e-10)
+        return
     if not tight(process):
         assert process.bound_kind == "flow path bound", "its steps are the mixture's, its bound the path's"
         return
     process.t_min = 1e-9
     process.t_max = 1.0 if process.t_max == 1 else 1 - 1e-9
     net = random_network(process, WORLD, 2)
+    if process.predicts == "score" and process.mask_id is None:
+        table, clean = net, UniformDiffusion(3, process.schedule)
+
+        def net(x_t, t, where=None):  # of scores that no distribution has, a step may be impossible
+            return log_score(clean, table(x_t, t), x_t, t)
+
     continuous = average(WORLD, expected_nelbo(process, net, WORLD) + expected_boundary(process, net, WORLD))
     errors = []
     for steps in (32, 128):

@@ -1,6 +1,7 @@
 """Uniform diffusion against enumeration: the one bound in four notations, c against mu*, the cut at both ends."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from oracle import (
 )
 from torch.nn import functional as F
 
-from dlm.process import UniformDiffusion
+from dlm.process import FlowMatching, UniformDiffusion
+from dlm.process.parameterisation import log_leave_one_out
 from dlm.process.schedule import Cosine, CosineSquared, Kappa, Linear, Polynomial
-from dlm.process.uniform import loo_to_posterior, posterior_to_loo, prior_kl
+from dlm.process.token_noise import TokenNoise
 
 SCHEDULES = [Linear(), Cosine(), CosineSquared(), Polynomial(2.0), Kappa(2.0)]
 
@@ -37,6 +39,12 @@ C, MU = Exact(FULL, WORLD), Exact(FULL, WORLD, "posterior")
 
 def close(a, b, tol):
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=0, atol=tol)
+
+
+def prior_kl(alpha, v):
+    """Of uniform noise: (a + (1-a)/V) log(1 + (V-1) a) + (V-1) (1-a)/V log(1-a)."""
+    same, other = alpha + (1 - alpha) / v, (1 - alpha) / v
+    return torch.tensor(same * math.log1p((v - 1) * alpha) + (v - 1) * other * math.log1p(-alpha), dtype=F64)
 
 
 def draws(n=200, v=5, seed=0):
@@ -122,8 +130,9 @@ def test_conversion_between_the_two_posteriors(t):
     states = sequences(3, 3)
     times = torch.full((27,), t, dtype=F64)
     c, mu = C(states, times), MU(states, times)
-    close(loo_to_posterior(FULL.schedule, c, states, times).softmax(-1), mu.softmax(-1), 1e-13)
-    close(posterior_to_loo(FULL.schedule, mu, states, times).softmax(-1), c.softmax(-1), 1e-13)
+    close(FULL.log_posterior(c, states, times).exp(), mu.softmax(-1), 1e-13)
+    flow = FlowMatching(3, "uniform")  # the same marginals, and a network that predicts mu*
+    close(log_leave_one_out(flow, mu, states, times).exp(), c.softmax(-1), 1e-13)
     table = c.softmax(-1).reshape(3, 3, 3, 3, 3)  # x1 x2 x3, position, value
     for i in range(3):
         own = table[..., i, :].movedim(i, 0)
@@ -164,11 +173,15 @@ def test_conditional_posterior_is_bayes():
 
 
 def test_prior_cost():
-    """T24: KL(alpha e_x + (1-alpha)/V || 1/V) in closed form = the sum, to 1e-13, and >= 0 in float32."""
-    for alpha in (1e-6, 1e-3, 0.3, 0.9, 1 - 1e-6):
-        q = torch.full((27,), (1 - alpha) / 27, dtype=F64)
-        q[0] += alpha
-        close(prior_kl(torch.tensor(alpha, dtype=F64), 27), (q * (27 * q).log()).sum(), 1e-13)
+    """T24: KL(alpha e_x + (1-alpha) pi || pi) in closed form = the sum, to 1e-13, for uniform and skewed pi."""
+    skewed = (torch.arange(27, dtype=F64) + 1) / (27 * 14)
+    for noise in (TokenNoise(27), TokenNoise(27, skewed.tolist())):
+        for alpha in (1e-6, 1e-3, 0.3, 0.9, 1 - 1e-6):
+            q = (1 - alpha) * noise.pi
+            q[4] += alpha
+            wanted = (q * (q / noise.pi).log()).sum()
+            close(noise.prior_kl(torch.tensor([4]), torch.tensor(alpha, dtype=F64))[0], wanted, 1e-13)
+    close(TokenNoise(27).prior_kl(torch.tensor([4]), torch.tensor(0.3, dtype=F64))[0], prior_kl(0.3, 27), 1e-13)
 
 
 def test_prior_cost_keeps_its_sign_and_size_in_float32():
@@ -179,7 +192,7 @@ def test_prior_cost_keeps_its_sign_and_size_in_float32():
         noise = torch.full((1, 1), 0.5)
         sure = F.one_hot(x0, 27).float() * 100
         boundary = process.boundary(lambda x, t, where=None: sure, x0, noise)
-    exact = prior_kl(process.schedule.alpha(torch.tensor(0.9999, dtype=F64)), 27)
+    exact = prior_kl(1 - 0.9999, 27)
     close(boundary[0, 0].double(), exact, 1e-9)
 
 
@@ -204,7 +217,7 @@ def test_cut_and_boundary_keep_the_books(schedule):
         ).sum(-1).exp().reshape(27, 27)
         mu = Exact(process, WORLD, "posterior").probs(states, times)
         reconstruction = (joint.sum(0)[:, None, None] * -torch.special.xlogy(mu, mu)).sum()
-        prior = 3 * prior_kl(process.schedule.alpha(torch.tensor(1 - cut, dtype=F64)), 3)
+        prior = 3 * prior_kl(float(process.schedule.alpha(torch.tensor(1 - cut, dtype=F64))), 3)
         boundary = average(WORLD, expected_boundary(process, exact, WORLD))
         close(boundary, reconstruction + prior, 1e-10)
         excess.append(float(integral + boundary - WORLD.entropy))

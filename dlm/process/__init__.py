@@ -2,7 +2,9 @@
 
 from dlm.process.base import Bound, Denoise, Process
 from dlm.process.flow import FlowMatching
-from dlm.process.masked import AnyOrder, GenMaskedDiffusion, MaskedDiffusion
+from dlm.process.genmd4 import GenMaskedDiffusion
+from dlm.process.masked import AnyOrder, MaskedDiffusion
+from dlm.process.score import ScoreMaskedDiffusion, ScoreUniformDiffusion
 from dlm.process.uniform import UniformDiffusion
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "GenMaskedDiffusion",
     "MaskedDiffusion",
     "Process",
+    "ScoreMaskedDiffusion",
+    "ScoreUniformDiffusion",
     "UniformDiffusion",
 ]

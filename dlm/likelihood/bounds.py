@@ -1,18 +1,20 @@
-"""How probable a model finds a sequence: estimators and exact scores on (process, denoise) alone.
+"""Bounds on -log p(x0) by drawing times and corruptions: unbiased draws of a number above the model's own.
 
-Everything is in nats per sequence, summed over the `target` positions; divide by their number for nats per token.
 Estimators return one column per draw, so that a caller can state the Monte-Carlo error, and take their noise from
 the window's own address (seed, index): the same for every model, checkpoint, batch size and number of processes.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dlm.likelihood.masking import mask_id
 from dlm.noise import Stream, uniforms
 from dlm.process import Process
 from dlm.process.base import Denoise, token_nll
-from dlm.process.masked import MaskedDiffusion, exact_count_mask
+from dlm.process.masked import exact_count_mask, masking_time
 
 LOGITS_AT_ONCE = 1 << 25  # 256 MiB in float64
 
@@ -45,7 +47,8 @@ def any_order_nelbo(
     rate = order.masked_fill(~where, 0.0).amax(1)
     t = masking_time(process, rate)
     masked = torch.where(where, mask_id(process), x0)
-    nll = token_nll(denoise, masked, t, x0, where).double().sum(1)
+    pieces = in_pieces(process, masked, t, x0, where)
+    nll = torch.cat([token_nll(denoise, *piece).double().sum(1) for piece in pieces])
     return (n.repeat_interleave(draws, 0)[:, 0] / k * nll).view(batch, draws)
 
 
@@ -70,60 +73,51 @@ def continuous_nelbo(
     wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
     x_t = process.corrupt(wide, t, corruption[:, 1:].reshape(batch * draws, length))
     x_t = torch.where(wide_target, x_t, wide)
-    rows = max(1, LOGITS_AT_ONCE // (length * process.vocab_size))
-    pieces = zip(x_t.split(rows), t.split(rows), wide.split(rows), strict=True)
+    pieces = in_pieces(process, x_t, t, wide)
     ell = torch.cat([process.nelbo(denoise(z, s).double(), clean, z, s) for z, s, clean in pieces])
     integral = (process.t_max - process.t_min) * (ell * wide_target).sum(1).view(batch, draws)
     boundary = (process.boundary(denoise, x0, corruption[:, 0], target) * target).sum(1, keepdim=True)
     return integral + boundary
 
 
-def left_to_right_nll(
+def step_nelbo(
     process: Process,
     denoise: Denoise,
     x0: Int[Tensor, "B L"],
     target: Bool[Tensor, "B L"],
-    rows: int = 128,
-) -> Float[Tensor, " B"]:
-    """The exact -log p(x0) of a mask predictor used in order: -sum_i log mu^i(x0^i | x0^{<i}, rest masked).
+    index: Int[Tensor, " B"],
+    draws: int,
+    seed: int,
+    times: Float[Tensor, " T+1"],
+) -> Float[Tensor, "B draws"]:
+    """The T-step bound on a grid 0 = t_0 < ... < t_T = t_max, of any process.
 
-    A chain rule over true conditionals of some joint, hence an exact likelihood whatever the network, to be
-    compared with an autoregressive model's. Costs one row per target; `rows` are evaluated at a time.
+        sum_{i=1}^T E_q KL( q(x_s | x_t, x0) || p(x_s | x_t) ) + KL(q(x_{t_T} | x0) || prior)
+
+    where t = t_i, s = t_{i-1} and alpha_0 = 1: the term i = 1 is the reconstruction.  Each draw takes one step i,
+    stratified on 1..T, and one corruption at t_i, and weighs the divergence by T: unbiased for any number of
+    draws; with T of them every step is visited exactly once.  It lies above the continuous bound for (near-)exact
+    networks only.
     """
-    sequence, position = target.nonzero(as_tuple=True)
-    columns = torch.arange(x0.shape[1], device=x0.device)
-    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for b, i in zip(sequence.split(rows), position.split(rows), strict=True):
-        hidden = target[b] & (columns >= i[:, None])
-        clean = x0[b]
-        rate = hidden.sum(1) / target[b].sum(1).clamp(min=1)
-        t = masking_time(process, rate)
-        asked = columns == i[:, None]
-        nll = token_nll(denoise, torch.where(hidden, mask_id(process), clean), t, clean, asked)
-        total.index_add_(0, b, nll.double().sum(1))
-    return total
+    batch, length = x0.shape
+    times = times.to(x0.device)
+    steps = len(times) - 1
+    noise = uniforms(seed, Stream.EVALUATION, index.tolist(), (draws + 1) * length + 1).to(x0.device)
+    strata = (torch.arange(draws, device=x0.device) + noise[:, :1]) / draws
+    i = (strata.flatten() * steps).long().clamp(max=steps - 1)
+    s, t = times[i], times[i + 1]
+    corruption = noise[:, 1:].reshape(batch, draws + 1, length)
+    wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
+    x_t = process.corrupt(wide, t, corruption[:, 1:].reshape(batch * draws, length))
+    x_t = torch.where(wide_target, x_t, wide)
+    pieces = in_pieces(process, x_t, wide, t, s)
+    kl = torch.cat([process.step_kl(denoise(z, now).double(), x, z, now, then) for z, x, now, then in pieces])
+    total = steps * (kl * wide_target).sum(1).view(batch, draws)
+    prior = process.prior_term(denoise, x0, corruption[:, 0], target)
+    return total + (prior * target).sum(1, keepdim=True)
 
 
-def masking_time(process: Process, rate: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """The time at which a share `rate` of the tokens is masked, as a network that knows the time is told it."""
-    return process.schedule.inverse(rate.double()).clamp(process.t_min, process.t_max)
-
-
-def mask_id(process: Process) -> int:
-    """The mask of a process whose network predicts hidden tokens.
-
-    Raises:
-        TypeError: for a process that does not mask, which has no conditionals of hidden tokens.
-    """
-    if process.mask_id is None:
-        raise TypeError(f"{type(process).__name__} does not mask: it has no conditionals of hidden tokens")
-    return process.mask_id
-
-
-def is_mask_predictor(process: Process) -> bool:
-    """Whether the network's answer depends only on which tokens are visible: MD4, any-order, masked flow.
-
-    Not GenMD4, where the pattern of masks itself carries information about the tokens behind it.
-    """
-    scalar = not isinstance(process, MaskedDiffusion) or not process.time_dependent
-    return process.mask_id is not None and scalar
+def in_pieces(process: Process, x_t: Int[Tensor, "B L"], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of x_t and of what belongs to them, a few at a time, so that their logits fit into memory."""
+    rows = max(1, LOGITS_AT_ONCE // (x_t.shape[1] * process.vocab_size))
+    return zip(x_t.split(rows), *(other.split(rows) for other in others), strict=True)

@@ -1,0 +1,49 @@
+"""Left to right, one token per call, with the keys and values of what was read kept."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dlm.backbone import Transformer
+from dlm.errors import UserError
+from dlm.sampling.core import Sample, Warp, Watch, draw, unwarped
+from dlm.sampling.noise import VALUE, RowNoise
+
+
+@torch.no_grad()
+def autoregressive(
+    backbone: Transformer,
+    given: Int[Tensor, "B L"],
+    free: Bool[Tensor, "B L"],
+    generator: torch.Generator,
+    warp: Warp = unwarped,
+    cached: bool = True,
+    watch: Watch | None = None,
+) -> Sample:
+    """Draw from p(x^i | x^{<i}); `cached=False` re-reads the whole prefix, for comparison.
+
+    Raises:
+        UserError: if a given token stands to the right of a free one: a causal model cannot see it.
+    """
+    if (free[:, :-1] & ~free[:, 1:]).any():
+        raise UserError("an autoregressive model can only continue a prompt, not fill in before given text")
+    if (free != free[:1]).any():
+        raise UserError("all prompts of one autoregressive batch must have the same length")
+    x, (batch, length) = given.clone(), given.shape
+    noise, every = RowNoise(generator, batch, length, given.device), torch.arange(batch, device=given.device)
+    begin = int((~free[0]).sum())
+    inputs = torch.cat([torch.full_like(x[:, :1], backbone.vocab_size), x], 1)
+    cache = backbone.new_cache(batch) if cached else None
+    read = 0
+    for i in range(begin, length):
+        at_last = torch.zeros(batch, i + 1 - read, dtype=torch.bool, device=x.device)
+        at_last[:, -1] = True
+        logits = backbone(inputs[:, read : i + 1], None, at_last, cache)
+        step = torch.full_like(every, i - begin)
+        u = noise.at(every, step, VALUE, torch.full_like(every, i))
+        inputs[:, i + 1] = x[:, i] = draw(warp(logits.double()).softmax(-1), u)
+        read = i + 1 if cached else 0
+        if watch is not None:
+            watch(step, x)
+    steps = torch.arange(length, device=x.device) - begin
+    return Sample(x, torch.where(free, steps, -1), free.sum(1))
