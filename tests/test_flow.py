@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import (
     F64,
+    SMALL,
     WORLD,
     Exact,
     World,
@@ -14,6 +15,7 @@ from oracle import (
     expected_boundary,
     expected_nelbo,
     gauss_legendre,
+    generator,
     integrand,
     random_network,
     sequences,
@@ -133,3 +135,60 @@ def test_exact_increment_is_a_probability(schedule):
         if isinstance(schedule, Linear):
             close(p, h * schedule.unmask_rate(t), 1e-14)
     close(process.event_prob(x_t, t, torch.zeros_like(t)), torch.ones(99, 1, dtype=F64), 0)
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform", [0.7, 0.3]], ids=str)
+@pytest.mark.parametrize("schedule", PATHS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("strength", [0.0, 0.7, 15.0])
+def test_a_corrector_leaves_the_marginals_alone(source, schedule, strength):
+    """T39: with the exact network the rates corrected by c move p_t as -dp_t/dt for every c, to 1e-8 relative.
+
+    For a mask and kappa = tau with c = eta (1 - t), Campbell's unmasking rate is (1 + eta (1 - t)) / t.
+    """
+    process = FlowMatching(2, source, schedule=schedule)
+    states = sequences(process.num_states, 2)
+    n, m = len(SMALL.clean), len(states)
+
+    def p(t):
+        x0, x_t = SMALL.clean.repeat_interleave(m, 0), states.repeat(n, 1)
+        return SMALL.p @ process.log_q(x_t, x0, t.expand(n * m)).sum(-1).exp().reshape(n, m)
+
+    for t in (0.05, 0.5, 0.95):
+        t = torch.tensor(t, dtype=F64)
+        wide = t.expand(m)
+        logits = Exact(process, SMALL)(states, wide)
+        rates = process.corrected_rates(logits, states, wide, strength * (1 - wide))
+        slope = torch.autograd.functional.jacobian(p, t)
+        close(generator(process, rates) @ p(t), -slope, 1e-8 * (1 + strength))
+        assert (rates >= 0).all()
+        if source == "mask" and isinstance(schedule, Linear):
+            campbell = (1 + strength * (1 - t)) / t
+            close(rates[-1, 0, :2].sum(), campbell, 1e-12 * campbell)
+    plain = process.corrected_rates(logits, states, torch.ones(m, dtype=F64), torch.zeros(m, dtype=F64))
+    assert torch.isfinite(plain).all(), "a corrector that has vanished costs nothing at kappa = 0"
+
+
+def test_any_source_reaches_the_entropy_through_its_diffusion():
+    """A skewed source: the tight bound of the diffusion with its marginals is H, to 1e-6; its own is above."""
+    process = FlowMatching(3, [0.6, 0.3, 0.1], t_min=0.0)
+    exact = Exact(process, WORLD)
+    diffusion = process.as_diffusion(t_min=1e-9, t_max=1 - 1e-9)
+    loo = converted(exact, process, diffusion.predicts)
+    total = expected_nelbo(diffusion, loo, WORLD, tanh_sinh(0.05, 60)) + expected_boundary(diffusion, loo, WORLD)
+    close(average(WORLD, total), WORLD.entropy, 1e-6)
+    assert average(WORLD, expected_nelbo(process, exact, WORLD)) > WORLD.entropy + 0.1
+
+
+def test_unigram_source_takes_the_frequencies_it_is_shown():
+    """With one added to each count, so that nothing is impossible; a checkpoint carries them."""
+    process, other = FlowMatching(4, "unigram"), FlowMatching(4, "unigram")
+    process.observe(torch.tensor([5, 0, 3, 0]))
+    close(process.noise.pi, torch.tensor([6.0, 1.0, 4.0, 1.0], dtype=F64) / 12, 1e-15)
+    other.load_state_dict(process.state_dict())
+    assert torch.equal(other.noise.pi, process.noise.pi)
+    uniform = FlowMatching(4, "uniform")
+    uniform.observe(torch.tensor([5, 0, 3, 0]))
+    close(uniform.noise.pi, torch.full((4,), 0.25, dtype=F64), 0)
+    for wrong in ("zipf", [0.5, 0.5], [0.5, 0.6, 0.1, -0.2], [0.1, 0.1, 0.1, 0.1]):
+        with pytest.raises(UserError, match="noise"):
+            FlowMatching(4, wrong)

@@ -319,8 +319,10 @@ def test_marginal_mixes_log_q(process):
 
 
 def test_parameterisations_are_exact_ways_between_the_three(process):
-    """T18: `converted` gives the exact posterior and leave-one-out posterior, and `log_score` the exact score, from the
-    network that `predicts` names, wherever they are defined, to 1e-9."""
+    """T18: `converted` gives the exact posterior and leave-one-out posterior, `log_score` the exact score.
+
+    From the network that `predicts` names, wherever they are defined, to 1e-9.
+    """
     states = sequences(process.num_states, 3)
     for t in times(process, 0.15, 0.6):
         wide = torch.full((len(states),), t, dtype=F64)

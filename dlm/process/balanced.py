@@ -1,9 +1,10 @@
 """MD4 that rejects corruptions it has seen too often, so that the states of the lattice train more evenly.
 
 A state (a masked string) with few visible tokens is met far more often than one with many; the all-masked one, in
-every epoch of every sequence.  The idea is the last footnote of source 0, a note whose sentence breaks off: "hash
-the masked sequences ... and then have some probability of rejecting a training sample if the".  Here: if its state
-has been met often.  With n(z) the number of times that state z was met in training so far, counted by its hash,
+every epoch of every sequence.  The idea is a footnote of a note ("Defining the Generative Modeling Problem for
+Discrete Masking Models") that breaks off: "hash the masked sequences ... and then have some probability of
+rejecting a training sample if the".  Here: if its state has been met often.  With n(z) the number of times that
+state z was met in training so far, counted by its hash,
 and m the median of n over the states met at all,
 
     P(z is kept) = min(1, (m / n(z))^power),    objective = kept * MD4's objective,    nelbo = MD4's, of every row.

@@ -17,8 +17,8 @@ valid but looser than uniform diffusion's (by up to one nat per token, even for 
 conditional process is not Markov after marginalisation; `as_diffusion` gives the tight one.
 
 Any other noise distribution may be the source.  A corrector of strength c >= 0 adds c times the rates of the
-marginals forward and backward, (1 + c) w(t) mu_y + c (kappa'/kappa) pi_y, which leaves the marginals alone and lets
-a sampler revise what it has written (Campbell et al. 2024; Gat et al. 2024).
+marginals forward and backward, (1 + c) w(t) mu_y + c (kappa'/kappa) pi_y, which leaves the marginals alone and
+lets a sampler revise what it has written (Campbell et al. 2024; Gat et al. 2024).
 """
 
 from typing import Literal

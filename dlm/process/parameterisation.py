@@ -6,9 +6,9 @@
 
     mu(a) ~ c(a) q_t(x_t^i | a),     s(y) = q_t(y | c) / q_t(x_t^i | c),     c(a) ~ (s(a) - S u_t pi_a) / alpha_t,
 
-with S = sum_y s(y).  A process says which one its network gives (`predicts`, stored with every checkpoint); nothing
-in the suite feeds one where another is wanted.  A wrong one leaves a permanent bias: with uniform noise, a bound that
-is over a nat too high on nine bits of data, and a sampler whose error does not shrink with its steps.
+with S = sum_y s(y).  A process says which one its network gives (`predicts`, stored with every checkpoint), and
+nothing in the suite feeds one where another is wanted: the wrong one leaves a permanent bias, with uniform noise a
+bound that is over a nat too high on 27 strings, and a sampler whose error does not shrink with its steps.
 """
 
 import torch
@@ -50,7 +50,7 @@ def log_leave_one_out(
 def log_score(
     process: Process, logits: Float[Tensor, "B L V"], x_t: Int[Tensor, "B L"], t: Float[Tensor, " B"]
 ) -> Float[Tensor, "B L V"]:
-    """log s^i(y) for the tokens y of the vocabulary; zero at x_t itself; undefined at a mask's visible positions."""
+    """log s^i(y) for the tokens y of the vocabulary, zero at x_t itself; of masks, only masked positions count."""
     if process.predicts == "score":
         return process.scores(logits, x_t, t)  # pyright: ignore[reportCallIssue]
     log_q = process.marginal(log_leave_one_out(process, logits, x_t, t).exp(), t).log()

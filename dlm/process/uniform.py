@@ -13,9 +13,9 @@ and the reverse rate to y is (-alpha'/alpha) / V * s_y.  With R = q_t(z | x0) / 
 
 Fed the ordinary posterior instead, the same formula is a bound with a permanent gap (1.4 nats on a 9-bit toy),
 hence `predicts` and the exact conversion of `Process.log_posterior`.  All of it holds for any noise distribution
-pi in place of 1/V.  In T steps (`steps`), with the plug-in reverse p(x_s | x_t) ~ q(x_t | x_s) q_s(x_s | c), this is
-D3PM-uniform.  Sources: Lou et al. 2024 (SEDD); Schiff et al. 2024 (UDLM); Sahoo et al. 2025 (Duo); von Ruette et
-al. 2025 (GIDD); Austin et al. 2021 (D3PM).
+pi in place of 1/V.  In T steps (`steps`), with the plug-in reverse p(x_s | x_t) ~ q(x_t | x_s) q_s(x_s | c), it
+is D3PM-uniform.  Sources: Lou et al. 2024 (SEDD); Schiff et al. 2024 (UDLM); Sahoo et al. 2025 (Duo); von Ruette
+et al. 2025 (GIDD); Austin et al. 2021 (D3PM).
 """
 
 import torch
