@@ -6,14 +6,14 @@
     python -m dlm.evaluate run=DIR likelihood=steps steps=256 grid=cosine calibrate=true
     torchrun --nproc-per-node 2 -m dlm.evaluate run=DIR likelihood=all       on several processes
 
-Every number names its kind: "exact", or the bound it is; dlm/likelihood/kinds.py says what each name means.  Scores
-are on the report split unless another is asked for, at the checkpoint with the lowest loss on the tune split.
-Results grow in `DIR/likelihoods`, so that a killed evaluation continues where it was.
+Every number names its kind: "exact", or the bound it is; dlm/likelihood/kinds.py says what each name means.
+Scores are on the report split unless another is asked for, at the checkpoint with the lowest loss on the tune
+split.  Results grow in `DIR/likelihoods`, so that a killed evaluation continues where it was.
 """
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ def score(
     if len(x0) == 0:
         raise UserError(f"the {split} split of the data holds no window of {data.source.seq_len} tokens")
     metric = WindowNLL(sync_on_compute=False)  # one process scores every window; the others may have ended
-    for index, rows in zip(numbers.split(batch), x0.to(model.device).split(batch), strict=True):
-        target = torch.ones_like(rows, dtype=torch.bool)
-        metric.update(nll_draws(rows, target, index, draws), target.sum(1), index)
+    for index, some in zip(numbers.split(batch), x0.to(model.device).split(batch), strict=True):
+        target = torch.ones_like(some, dtype=torch.bool)
+        metric.update(nll_draws(some, target, index, draws), target.sum(1), index)
     return metric.compute()
 
 
@@ -165,14 +165,14 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
         UserError: for one that the model does not have, or an option that none of them takes.
     """
     has = model.likelihoods(command.steps, command.grid)
-    names = list(has) if command.likelihood == "all" else (command.likelihood or "bound").split(",")
-    if next(iter(has)) != "left_to_right":  # an autoregressive model has no bound
-        names = [next(iter(has)) if name == "bound" else name for name in names]
+    headline, bounded = next(iter(has)), model.headline.bound != EXACT  # an autoregressive model has no bound
+    asked = [name.strip() for name in (command.likelihood or headline).split(",")]
+    names = (
+        list(has) if asked == ["all"] else [headline if bounded and name == "bound" else name for name in asked]
+    )
     for name in names:
         if name not in has:
-            raise UserError(
-                f"likelihood={name}: this {type(model).__name__} has {', '.join(has)} (reported by {next(iter(has))})"
-            )
+            raise UserError(f"likelihood={name}: this {type(model).__name__} has {', '.join(has)}, no {name!r}")
     kinds = {name: has[name] for name in names}
     counts, likelihoods = {kind.count for kind in kinds.values()}, [k for k in kinds.values() if k.per_token]
     for option, fits, where in (
@@ -181,8 +181,9 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
         ("orders", "orders" in counts, "likelihood=random_order, mixture or order_variance"),
         ("draws", "draws" in counts, "a likelihood that is drawn"),
         ("max_draws", command.precision is not None, "precision"),
+        ("left_to_right_windows", False, "the record's block"),
     ):
-        if getattr(command, option) is not None and not fits:
+        if getattr(command, option) != getattr(Command, option) and not fits:
             raise UserError(f"{option}={getattr(command, option)} belongs to {where}, which is not asked for")
     for option in ("precision", "calibrate"):
         if getattr(command, option) and not likelihoods:
@@ -197,16 +198,13 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
 def score_chosen(scorer: Scorer, kinds: dict[str, Kind], command: Command) -> None:
     """Score each kind; the first process prints a line and writes a JSON file as soon as it is done."""
     per_char = scorer.data.source.chars_per_token(command.split)
-    per_round = {
-        "draws": command.draws or (8 if command.precision else 32),
-        "orders": command.orders or 8,
-        "one": 1,
-    }
+    tuning = {"draws": command.draws or 32, "orders": command.orders or 8, "one": 1}
+    per_round = tuning | {"draws": command.draws or (8 if command.precision else 32)}
     for name, kind in kinds.items():
         n = per_round[kind.count]
         temperatures = [1.0]
         if command.calibrate and kind.per_token:
-            temperatures.append(scorer.temperature(kind, n))
+            temperatures.append(scorer.temperature(kind, tuning[kind.count]))
         results = []
         for temperature in temperatures:
             if command.precision and kind.per_token and kind.bound != EXACT:
@@ -219,7 +217,7 @@ def score_chosen(scorer: Scorer, kinds: dict[str, Kind], command: Command) -> No
         result = results[-1]
         if len(results) > 1:
             result["uncalibrated"] = results[0]
-            result["tune"] = [scorer.estimate(kind, n, "tune", t).score.nll for t in temperatures]
+            result["tune"] = [scorer.estimate(kind, tuning[kind.count], "tune", t).score.nll for t in temperatures]
         if scorer.ranks.first:
             for line in rows.lines(results, command.precision):
                 print(line, flush=True)
@@ -272,7 +270,8 @@ def main() -> None:
     command: Command = config.command_line(Command, sys.argv[1:])
     check(command)
     model, data, run = load_run(Path(command.run), command.checkpoint)
-    wanted = command.likelihood or command.precision or command.calibrate
+    record = ("run", "checkpoint", "split", "windows", "draws", "left_to_right_windows", "batch_size")
+    wanted = any(getattr(command, f.name) != f.default for f in fields(Command) if f.name not in record)
     kinds = chosen(model, command) if wanted else {}
     with joined() as ranks:
         if wanted:

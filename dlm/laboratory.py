@@ -9,7 +9,8 @@ A folder experiments/<name>/ is a laboratory if it holds
     laptop.yaml   smoke.yaml   README.md
 
 `measure.py` may import torch and all of dlm; `report.py` never reaches torch and reads what was measured through
-dlm.measurements.  `python -m dlm.experiment name=<name> scale=<scale>` measures into <output_dir>/<name>/<scale>/
+dlm.measurements.  Either may be divided among neighbours in the folder, measure_*.py and report_*.py, imported by
+their plain names.  `python -m dlm.experiment name=<name> scale=<scale>` measures into <output_dir>/<name>/<scale>/
 and then reports; laboratory.json, written last, says of which settings and which code the measurements are, and
 the same ones are never taken twice.  One process, one thread.  stage=plan prints what would be done, stage=report
 takes what is there.  `seeds=0,1` replaces the scale's list where SETTINGS has `seeds`; arms, workers and minutes
@@ -58,7 +59,7 @@ class Laboratory:
                 raise UserError(f"{command.name} draws nothing at random: leave out seeds={command.seeds}")
             self.settings["seeds"] = whole_numbers("seeds", command.seeds)
         self.directory = Path(command.output_dir) / command.name / command.scale
-        self.code = fingerprint(self.folder / "measure.py")
+        self.code = fingerprint(self.folder)
 
     @property
     def state(self) -> str:
@@ -167,10 +168,10 @@ def checked(file: Path, types: dict[str, type]) -> dict[str, Any]:
     return settings
 
 
-def fingerprint(measure: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """A hash of all that may decide a number: the laboratory's code, the package, its methods, torch's version."""
-    package = sorted(config.PACKAGE.rglob("*.py")) + sorted(config.bundled("conf").rglob("*.yaml"))
+    measure, conf = sorted(folder.glob("measure*.py")), sorted(config.bundled("conf").rglob("*.yaml"))
     digest = hashlib.sha256(json.dumps(torch.__version__).encode())
-    for path in [measure, *package]:
+    for path in [*measure, *sorted(config.PACKAGE.rglob("*.py")), *conf]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

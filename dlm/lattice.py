@@ -1,5 +1,7 @@
 """The lattice of masked strings, and every way of walking down it.
 
+After the note "Defining the Generative Modeling Problem for Discrete Masking Models", whose pictures these are.
+
 The states are the (V+1)^L strings over V tokens and the mask.  An edge reveals position i with token v, so a walk
 from the all-masked string ends, after L edges, in a clean string; a *path* is an order together with a string.  A
 **transition solution** gives every unfinished state a law over its outgoing edges, held densely as
@@ -281,9 +283,9 @@ def training_visits(lattice: Lattice, p: Float[Tensor, " M"], fewest: int = 0) -
     with the linear schedule (the time is uniform), 1 for the any-order loss.
 
     A state with k masks: P(its visible tokens) / (C(L, k) (L + 1 - fewest)). For p(01) = p(11) = 1/2 the states
-    _1 and 0_ are met 2 : 1, in general 1 : p(01). Source 0's note says 3 times; that would be right for
-    p(01) = 1/3, or for three strings 01, 11, 21 of equal weight. What there are 3 of are the edges at _1 that data
-    use (one in, two out), against 2 at 0_.
+    _1 and 0_ are met 2 : 1, in general 1 : p(01). The note says 3 times; that would be right for p(01) = 1/3, or
+    for three strings 01, 11, 21 of equal weight. What there are 3 of are the edges at _1 that data use (one in,
+    two out), against 2 at 0_.
     """
     match = visits(lattice, balanced(lattice, p))  # P(visible tokens) / C(L, k): random order, exact conditionals
     return torch.where(lattice.masks >= fewest, match / (lattice.length + 1 - fewest), 0.0)

@@ -301,7 +301,7 @@ class DiffusionLM(LanguageModel):
         if own is not None and (steps not in (None, own) or grid not in (None, "uniform")):
             raise UserError(f"{type(self.process).__name__} has its own {own} steps on a uniform grid")
         steps, grid = own or steps or DEFAULT_STEPS, grid or "uniform"
-        times = torch.tensor(sampling.time_grid(steps, grid, self.process.t_max)[::-1], dtype=torch.float64)
+        times = sampling.time_grid(steps, grid, self.process.t_max).flip(0)
         scores = {name: score for name, score in sampling.POLICIES.items() if score is not None}
         return likelihood.kinds(self.process, scores, times, grid)
 

@@ -88,12 +88,22 @@ def study_file(command: Command) -> Path:
 
 
 def load(path: Path) -> Any:
-    """A study's own Python file as a module (its folder's name is no identifier)."""
+    """A study's own Python file as a module (its folder's name is no identifier).
+
+    It may import its neighbours in the folder by their plain names; those are forgotten again afterwards, so that
+    two studies can use the same ones.
+    """
     spec = importlib.util.spec_from_file_location(f"dlm_{path.stem}_{path.parent.name.replace('-', '_')}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+        for neighbour in {p.stem for p in path.parent.glob("*.py")} & set(sys.modules):
+            del sys.modules[neighbour]
     return module
 
 

@@ -1,16 +1,19 @@
-"""Sequences from a finished run.
+"""Sequences from a finished run, and how they came about.
 
     python -m dlm.sample run=DIR n=4 sampler=ordered policy=margin
-    python -m dlm.sample run=DIR --prompt "def [MASK:12] return"
+    python -m dlm.sample run=DIR --prompt "def [MASK:12] return" page=generation.html
+    python -m dlm.sample run=DIR sampler=ancestral steps=32 grid=cosine --watch
 
 A prompt is text with gaps: [MASK] is one token to be generated, [MASK:12] twelve; without a gap the text is
-continued to the model's full length.
+continued to the model's full length.  `page` draws each token in the colour of the step at which it was fixed;
+`--watch` shows the generation in the terminal.
 """
 
 import inspect
 import re
+import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +25,45 @@ from dlm import config, sampling
 from dlm.data.source import Source
 from dlm.errors import UserError
 from dlm.evaluate import load_run
-from dlm.likelihood import is_mask_predictor
+from dlm.files import write_atomically
 from dlm.lm import DiffusionLM, LanguageModel
+from dlm.trajectory import Screen, Trajectory, page
 
 GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
 @dataclass
-class Command:
-    """The command line. Options that a sampler does not take are refused."""
+class Options:
+    """What samplers can be told; one that does not take an option refuses it."""
+
+    steps: int | None = None  # steps in all
+    grid: str | None = None  # uniform, cosine
+    times: list[float] | None = None  # instead of steps and grid: from at most 1 down to 0
+    increment: str | None = None  # tau_leap: euler, exact
+    corrector: float | None = None  # tau_leap of flow matching: how much noise is added and taken away again
+    remask: str | None = None  # remdm: cap, rescale
+    eta: float | None = None  # remdm: how much is masked again
+    policy: str | None = None  # ordered: random, left_to_right, top_probability, margin, log_ratio, entropy
+    per_step: int | None = None  # ordered: tokens at a time, instead of steps
+    selection: str | None = None  # ordered: state (exact), value (by the drawn token's probability: biased)
+    score_scale: str | None = None  # ordered: probability, log
+    noise: str | None = None  # ordered: none, gumbel, gaussian
+    noise_scale: float | None = None  # ordered: its coefficient
+    anneal: str | None = None  # ordered: constant, masked_share
+
+
+@dataclass
+class Command(Options):
+    """The command line."""
 
     run: str = ""
     checkpoint: str = "best"
     n: int = 4
     seed: int = 0
-    sampler: str | None = None  # ancestral, tau_leap, first_hitting, ordered, autoregressive
-    steps: int | None = None
-    grid: str | None = None  # uniform, cosine
-    policy: str | None = None  # random, left_to_right, top_probability, margin, entropy
-    per_step: int | None = None
+    sampler: str | None = None  # by default the method's first
     temperature: float = 1.0
     top_p: float = 1.0
+    page: str | None = None  # an HTML file for the picture of the generation
 
 
 def parse_prompt(prompt: str | None, source: Source) -> tuple[Int[Tensor, " L"], Bool[Tensor, " L"]]:
@@ -86,15 +107,17 @@ def options_for(model: LanguageModel, command: Command) -> dict[str, Any]:
     name = model.sampler_name(command.sampler)
     takes = inspect.signature(getattr(sampling, name)).parameters
     options: dict[str, Any] = {"warp": sampling.warp(command.temperature, command.top_p)}
-    for key in ("steps", "grid", "policy", "per_step"):
+    for key in (field.name for field in fields(Options)):
         value = getattr(command, key)
         if value is None:
             continue
-        if key not in takes:
+        if ("grid" if key == "times" else key) not in takes:
             raise UserError(f"the sampler {name} takes no {key} (given {key}={value})")
-        if key in ("steps", "per_step") and value < 1:
-            raise UserError(f"{key} must be at least 1, not {value}")
         options[key] = value
+    if command.times is not None:
+        if command.grid is not None:
+            raise UserError(f"grid={command.grid} and times={command.times} contradict each other")
+        options["grid"] = options.pop("times")
     return options
 
 
@@ -114,27 +137,104 @@ def prompt_argument(arguments: list[str]) -> tuple[str | None, list[str]]:
     return prompt, rest
 
 
+def caveats(model: LanguageModel, command: Command, prompted: bool) -> list[str]:
+    """What a reader of the samples should know about how they were made."""
+    found = []
+    if prompted and isinstance(model, DiffusionLM) and not model.process.mask_predictor:
+        found.append(
+            f"{type(model.process).__name__} was trained on sequences that are noisy everywhere; "
+            "holding a prompt clean is a heuristic"
+        )
+    if command.selection == "value":
+        found.append(
+            "selection=value keeps the tokens that were drawn likeliest: not the model's own law, "
+            "even for a perfect model"
+        )
+    return found
+
+
+def pieces_of(source: Source) -> list[str]:
+    """Every token of the vocabulary as text."""
+    return [source.decode([value]) for value in range(source.vocab_size)]
+
+
+def expected_steps(model: LanguageModel, command: Command, tokens: int) -> int:
+    """How many steps the sampler takes, for the scale of the colours: of its grid, or one per token."""
+    takes = inspect.signature(getattr(sampling, model.sampler_name(command.sampler))).parameters
+    if command.times is not None:
+        return len(command.times) - 1
+    if command.steps is not None or "grid" not in takes:
+        return command.steps or tokens
+    return getattr(getattr(model, "process", None), "steps", None) or sampling.DEFAULT_STEPS
+
+
 def main() -> None:
-    prompt, rest = prompt_argument(sys.argv[1:])
-    command: Command = config.command_line(Command, rest)
+    arguments = sys.argv[1:]
+    prompt, rest = prompt_argument(arguments)
+    watching = "--watch" in rest
+    command: Command = config.command_line(Command, [word for word in rest if word != "--watch"])
     if not command.run:
         raise UserError("which run? python -m dlm.sample run=outputs/<study>/<scale>/runs/<run>")
     if command.n < 1:
         raise UserError(f"n must be at least 1, not {command.n}")
     model, data, _ = load_run(Path(command.run), command.checkpoint)
     ids, free = (part.to(model.device) for part in parse_prompt(prompt, data.source))
-    if prompt and isinstance(model, DiffusionLM) and not is_mask_predictor(model.process):
-        print(
-            f"note: {type(model.process).__name__} was trained on sequences that are noisy everywhere; "
-            "holding a prompt clean is a heuristic",
-            file=sys.stderr,
-        )
+    options = options_for(model, command)
+    if command.page is not None and not Path(command.page).parent.is_dir():
+        raise UserError(f"cannot write {command.page}: its directory does not exist")
     rng = torch.Generator().manual_seed(command.seed)
     wide = (command.n, len(ids))
-    sample = model.sample(ids.expand(wide), free.expand(wide), rng, command.sampler, **options_for(model, command))
+    given, free = ids.expand(wide), free.expand(wide)
+    if watching:
+        count = expected_steps(model, command, int(free[0].sum()))
+        with Screen(sys.stdout, pieces_of(data.source), (~free[0]).tolist(), count - 1) as screen:
+            try:
+                sample = model.sample(
+                    given,
+                    free,
+                    rng,
+                    command.sampler,
+                    watch=lambda step, x: screen.show(step.tolist(), x.tolist()),
+                    **options,
+                )
+            except KeyboardInterrupt:
+                sys.exit(130)
+    else:
+        sample = model.sample(given, free, rng, command.sampler, **options)
+    notes = caveats(model, command, prompted=bool(prompt))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     for row, evaluations in zip(sample.x.tolist(), sample.evaluations.tolist(), strict=True):
         print(f"--- {evaluations} network evaluations")
         print(data.source.decode(row))
+    if command.page is not None:
+        draw_page(Path(command.page), model, data.source, sample, command, arguments, notes)
+
+
+def draw_page(
+    path: Path,
+    model: LanguageModel,
+    source: Source,
+    sample: sampling.Sample,
+    command: Command,
+    arguments: list[str],
+    notes: list[str],
+) -> None:
+    """Write the picture of a generation."""
+    trajectories = [
+        Trajectory([source.decode([value]) for value in row], fixed_at, evaluations)
+        for row, fixed_at, evaluations in zip(*(part.tolist() for part in sample), strict=True)
+    ]
+    method = type(model.process if isinstance(model, DiffusionLM) else model).__name__
+    html = page(
+        trajectories,
+        f"{method} by {model.sampler_name(command.sampler)} sampling",
+        f"{Path(command.run).name}, checkpoint {command.checkpoint}, seed {command.seed}",
+        shlex.join(["python", "-m", "dlm.sample", *arguments]),
+        notes,
+    )
+    write_atomically(path, html.encode())
+    print(f"drawn: {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def position_laws(process, denoise, recording, step, states):
         to_mask = F.one_hot(torch.full_like(states, process.mask_id), process.num_states).to(F64)
         struck = torch.where((states == process.mask_id)[..., None], struck, to_mask)
     p = chance(states, k)[..., None]
-    return (1 - p) * F.one_hot(states, process.num_states) + p * struck
+    return (1 - p) * F.one_hot(states, process.num_states) + torch.where(p > 0, p * struck, 0.0)
 
 
 def kernel(laws, states):
@@ -47,6 +47,7 @@ def start_law(process, states):
     return prior[states].prod(-1)
 
 
+@torch.no_grad()
 def grid_law(monkeypatch, sampler, process, denoise, length=3, **options):
     """The law of a grid sampler over all clean sequences [N], and the mass it leaves on masks for `finish`."""
     states = sequences(process.num_states, length)

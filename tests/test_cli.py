@@ -206,6 +206,21 @@ def test_evaluate_refuses(arguments, said, copied, refused):
         (["grid=log"], ["log"]),
         (["temperature=0"], ["temperature=0"]),
         (["top_p=2"], ["top_p=2"]),
+        (["times=[1,0.5]"], ["times", "descend"]),
+        (["times=[1,0]", "grid=cosine"], ["times", "grid=cosine"]),
+        (["times=[1,0]", "steps=3"], ["steps=3", "times"]),
+        (["sampler=tau_leap", "increment=midpoint"], ["midpoint"]),
+        (["sampler=tau_leap", "corrector=1"], ["corrector=1", "flow matching"]),
+        (["corrector=1"], ["corrector=1", "ancestral"]),
+        (["sampler=remdm", "remask=loop"], ["loop"]),
+        (["sampler=thinning"], ["thinning", "remdm"]),
+        (["sampler=ordered", "per_step=9"], ["per_step=9", "8 tokens"]),
+        (["sampler=ordered", "steps=4", "per_step=2"], ["steps=4", "per_step=2"]),
+        (["sampler=ordered", "policy=left_to_right", "noise=gumbel"], ["left_to_right", "gumbel"]),
+        (["sampler=ordered", "policy=margin", "noise_scale=1"], ["noise_scale"]),
+        (["sampler=ordered", "policy=entropy", "score_scale=log"], ["score_scale=log"]),
+        (["sampler=ordered", "selection=value", "policy=margin"], ["selection=value"]),
+        (["page=/nowhere/at/all.html"], ["/nowhere/at/all.html"]),
         (["n=0"], ["n must"]),
         (["n=few"], ["few"]),
         (["--prompt"], ["--prompt"]),
@@ -232,6 +247,42 @@ def test_sample_fills_in_and_continues(md4_run, arm_run, shuffle_run, called, re
     assert "only continue" in refused(sample.main, f"run={arm_run}", "--prompt", "[MASK] 1 2")
     called(sample.main, f"run={shuffle_run}", "steps=4", "n=1")
     assert out == called(sample.main, f"run={arm_run}", "n=2", "--prompt=0 1 2"), "the seed decides"
+
+
+def test_sample_draws_its_page_and_can_be_watched(md4_run, arm_run, shuffle_run, tmp_path, called, monkeypatch):
+    """A page of a masked, a uniform and an autoregressive generation, and plain frames where there is no terminal:
+    watching changes no sample."""
+    for run in (md4_run, arm_run, shuffle_run):
+        file = tmp_path / f"{run.name}.html"
+        plain = called(sample.main, f"run={run}", "n=2", f"page={file}")
+        assert "network evaluation" in file.read_text() and f"page={file}" in file.read_text()
+        watched = called(sample.main, f"run={run}", "n=2", "--watch")
+        assert watched.endswith(plain) and watched.startswith("step    0  ") == (run != arm_run)
+    masks = called(sample.main, f"run={md4_run}", "n=1", "sampler=ordered", "--watch")
+    assert masks.count("░") == 8 * 9 // 2, "one token at a time"
+
+
+def test_a_biased_rule_and_a_heuristic_are_said(md4_run, shuffle_run, capsys, monkeypatch, tmp_path):
+    for arguments, said in [
+        ([f"run={md4_run}", "sampler=ordered", "selection=value"], "not the model's own law"),
+        ([f"run={shuffle_run}", "steps=3", "--prompt", "1 [MASK:7]"], "heuristic"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["sample", *arguments, "n=1", f"page={tmp_path}/page.html"])
+        sample.main()
+        assert said in capsys.readouterr().err and said in (tmp_path / "page.html").read_text().replace(
+            "&#39;", "'"
+        )
+
+
+def test_an_interrupted_show_ends_quietly(md4_run, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dlm.trajectory.Screen.show", interrupt)
+    monkeypatch.setattr("sys.argv", ["sample", f"run={md4_run}", "--watch"])
+    with pytest.raises(SystemExit) as stop:
+        sample.main()
+    assert stop.value.code == 130 and "Traceback" not in capsys.readouterr().err
 
 
 def test_results_survive_every_mistake(md4_run):

@@ -1,14 +1,14 @@
-"""The estimators of dlm.likelihood against enumeration: unbiased bounds, exact scores, moments over orders."""
+"""The estimators of dlm.likelihood against enumeration: unbiased bounds, calibration, cost.
+
+The exact scores and what orders disagree about are in test_chain_rule.py."""
 
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from oracle import (
     F64,
-    TWO_STRINGS,
     WORLD,
     Exact,
     Table,
@@ -16,16 +16,32 @@ from oracle import (
     expected_boundary,
     expected_nelbo,
     gauss_legendre,
-    order_log_likelihoods,
-    order_moments,
+    noise_for,
     random_network,
+    reachable,
     sequences,
+    step_bound,
 )
 
 from dlm import likelihood
-from dlm.likelihood import any_order_nelbo, continuous_nelbo, is_mask_predictor, left_to_right_nll, mask_id
+from dlm.likelihood import (
+    Counted,
+    adaptive_nll,
+    any_order_nelbo,
+    best_temperature,
+    continuous_nelbo,
+    kinds,
+    left_to_right_nll,
+    mask_id,
+    order_moments,
+    square_defect_draws,
+    step_nelbo,
+    tempered,
+)
 from dlm.process import AnyOrder, FlowMatching, GenMaskedDiffusion, MaskedDiffusion, UniformDiffusion
+from dlm.process.base import token_nll
 from dlm.process.schedule import Cosine, Polynomial
+from dlm.process.score import ScoreMaskedDiffusion
 
 MD4 = MaskedDiffusion(3)
 RN, EX = random_network(MD4, WORLD, seed=1), Exact(MD4, WORLD)
@@ -135,106 +151,189 @@ def test_given_tokens_are_never_destroyed_while_scoring(process):
     assert all(seen)
 
 
-@pytest.mark.parametrize("net", [RN, EX], ids=["random", "exact"])
-def test_left_to_right_is_the_chain_rule(net):
-    """T66: `left_to_right_nll` = the identity order's -log p(x | sigma) to 1e-12; sums to 1; H when exact."""
-    got = left_to_right_nll(MD4, net, WORLD.clean, everywhere(WORLD.clean), rows=10)
-    close(got, -order_log_likelihoods(net, WORLD)[0], 1e-12)
-    close((-got).exp().sum(), 1.0, 1e-12)
-    if net is EX:
-        close(average(WORLD, got), WORLD.entropy, 1e-12)
+def enumerated_steps(process, net, world, times):
+    """The expectation of `step_nelbo` with one draw: over its step i and every corruption at t_i, [N]."""
+    steps = len(times) - 1
+    total = torch.zeros(len(world.clean), dtype=F64)
+    for i in range(steps):
+        row, (z,), q = reachable(process, world, times[i + 1])
+        x0 = world.clean[row]
+        noise = torch.full((len(x0), 1 + 2 * world.length), (i + 0.5) / steps, dtype=F64)
+        noise[:, 1 + world.length :] = noise_for(process, x0, z, times[i + 1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(likelihood.bounds, "uniforms", lambda *_, noise=noise: noise)
+            value = step_nelbo(process, net, x0, everywhere(x0), torch.arange(len(x0)), 1, 0, times)[:, 0]
+        total = total.index_add(0, row, q * value / steps)
+    return total
 
 
-def test_left_to_right_given_a_prompt():
-    """T66: only targets are predicted, the rest is read: -log p(x^2, x^3 | x^1) to 1e-12 for the exact network."""
-    target = torch.tensor([False, True, True]).expand_as(WORLD.clean)
-    got = left_to_right_nll(MD4, at_one_half, WORLD.clean, target)
-    first = torch.zeros(3, dtype=F64).index_add(0, WORLD.clean[:, 0], WORLD.p)
-    close(got, -(WORLD.p / first[WORLD.clean[:, 0]]).log(), 1e-12)
+STEPPED = {
+    "md4": MD4,
+    "md4 cosine": MaskedDiffusion(3, Cosine()),
+    "shuffle": UniformDiffusion(3),
+    "dfm_uniform": FlowMatching(3, "uniform"),
+    "dfm_mask": FlowMatching(3, "mask"),
+    "genmd4": GenMaskedDiffusion(3, t_min=0.05).double().requires_grad_(False),
+    "sedd_absorb": ScoreMaskedDiffusion(3),
+    "d3pm_uniform": UniformDiffusion(3, steps=4),
+}
 
 
-@pytest.mark.parametrize("world", [WORLD, TWO_STRINGS], ids=["dirichlet", "zeros"])
-def test_random_order_with_exact_conditionals_is_the_data(world):
-    """T45: p_rand(x), the mean over orders of p(x | sigma), equals p(x), to 1e-14."""
-    process = MaskedDiffusion(world.vocab_size)
-    mass, _, _ = order_moments(Exact(process, world), world)
-    close(torch.where(world.p > 0, mass, 0.0), world.p, 1e-14)
+@pytest.mark.parametrize("name", STEPPED)
+def test_step_nelbo_is_unbiased(name):
+    """T07, T19, T28: enumerated over its steps and corruptions, `step_nelbo` = the T-step bound, the divergence
+    from the prior at the grid's end included, for every x, network and grid, to 1e-11."""
+    process = STEPPED[name]
+    net = random_network(process, WORLD, 4)
+    for times in (torch.arange(5) / 4, torch.tensor([0.0, 0.3, 0.9, 1.0])):
+        times = times.to(F64) * process.t_max
+        if process.steps is not None and len(times) != 5:
+            continue
+        prior = process.prior_term(net, WORLD.clean, torch.zeros(27, 3, dtype=F64), everywhere(WORLD.clean))
+        truth = step_bound(process, net, WORLD, times.tolist()) + prior.sum(1)
+        close(enumerated_steps(process, net, WORLD, times), truth, 1e-11)
 
 
-def test_moments_over_orders_by_dynamic_programming():
-    """T53: p_rand, mean and variance over the 6 orders = enumeration, to 1e-12."""
-    orders = order_log_likelihoods(RN, WORLD)
-    mass, mean, variance = order_moments(RN, WORLD)
-    close(mass, orders.exp().mean(0), 1e-12)
-    close(mean, orders.mean(0), 1e-12)
-    close(variance, orders.var(0, correction=0), 1e-11)
+def test_as_many_draws_as_steps_visit_each_step_once():
+    """T07: the draws of one window are stratified over the steps, and their mean over 27 x 400 windows is within
+    4.5 s.e. of the T-step bound."""
+    times, seen = torch.arange(7, dtype=F64) / 6, []
+
+    def watched(x_t, t, where=None):
+        seen.append(t)
+        return RN(x_t, t, where)
+
+    x0 = WORLD.clean.repeat(400, 1)
+    draws = step_nelbo(MD4, watched, x0, everywhere(x0), torch.arange(len(x0)), 6, 1, times)
+    close(torch.cat(seen).view(-1, 6), times[1:].expand(len(x0), -1), 1e-15)
+    means = draws.mean(1).reshape(400, 27)
+    z = (means.mean(0) - step_bound(MD4, RN, WORLD, times.tolist())) / (means.std(0) / math.sqrt(400))
+    assert z.abs().max() < 4.5 and z.pow(2).mean() < 2
 
 
-def test_orders_agree_exactly_when_every_square_commutes():
-    """T54: variance over orders and all square defects vanish for exact conditionals (1e-12) only."""
-    for net, zero in ((EX, True), (RN, False)):
-        defects = square_defects(net)
-        _, _, variance = order_moments(net, WORLD)
-        if zero:
-            close(defects, torch.zeros_like(defects), 1e-12)
-            close(variance, torch.zeros_like(variance), 1e-12)
-        else:
-            assert defects.abs().amax(0).min() > 1e-2 and variance.min() > 1e-3
+def kinds_of(process):
+    return kinds(process, {}, torch.arange(9, dtype=F64) / 8 * process.t_max)
 
 
-def square_defects(net):
-    """log mu^i(S) mu^j(S\\i) - log mu^j(S) mu^i(S\\j) for all S and i < j in S: [squares N]."""
-
-    def log_mu(hidden, position):
-        masked = torch.tensor([i in hidden for i in range(3)])
-        table = net(torch.where(masked, 3, WORLD.clean), torch.full((27,), 0.5, dtype=F64)).log_softmax(-1)
-        return table.gather(-1, WORLD.clean[..., None])[:, position, 0]
-
-    rows = []
-    for size in (2, 3):
-        for hidden in itertools.combinations(range(3), size):
-            for i, j in itertools.combinations(hidden, 2):
-                without_i, without_j = [[k for k in hidden if k != gone] for gone in (i, j)]
-                one = log_mu(hidden, i) + log_mu(without_i, j)
-                rows.append(one - log_mu(hidden, j) - log_mu(without_j, i))
-    return torch.stack(rows)
-
-
-def test_mean_over_orders_bounds_the_random_order_law():
-    """T55: NELBO(x) >= -log p_rand(x), sum_x p_rand(x) = 1, and more orders inside the logarithm tighten it."""
-    orders = order_log_likelihoods(RN, WORLD)
-    mass, mean, _ = order_moments(RN, WORLD)
-    close(mass.sum(), 1.0, 1e-12)
-    assert (-mean >= -mass.log()).all()
-    bounds = []
-    for k in (1, 2, 3):
-        tuples = torch.tensor(list(itertools.product(range(6), repeat=k)))
-        bounds.append(-(orders[tuples].logsumexp(1) - math.log(k)).mean(0))
-    assert (bounds[0] >= bounds[1] - 1e-12).all() and (bounds[1] >= bounds[2] - 1e-12).all()
-    assert (bounds[2] >= -mass.log() - 1e-12).all()
+@pytest.mark.parametrize(
+    "process",
+    [UniformDiffusion(3, t_min=0.05, t_max=0.95), FlowMatching(3, "uniform", t_min=0.05)],
+    ids=["shuffle", "dfm_uniform"],
+)
+def test_a_network_between_tokens_has_two_continuous_bounds(process):
+    """T16, T36: fed the exact network in the process's own parameterisation, `continuous` is H plus its ends, and
+    `flow_path` the bound of flow matching with exact posteriors, looser by more than 0.1 nats (4.5 s.e.)."""
+    repeats, x0 = 150, WORLD.clean.repeat(150, 1)
+    net, index = Exact(process, WORLD), torch.arange(150 * 27)
+    means = {}
+    for name in ("continuous", "flow_path"):
+        draws = kinds_of(process)[name].draws(net, x0, everywhere(x0), index, 16, 7)
+        means[name] = draws.mean(1).reshape(repeats, 27)
+    tight = process if isinstance(process, UniformDiffusion) else process.as_diffusion()
+    path = process if isinstance(process, FlowMatching) else FlowMatching(3, "uniform", t_min=0.05)
+    for name, other in (("continuous", tight), ("flow_path", path)):
+        exact = Exact(other, WORLD)
+        truth = expected_nelbo(other, exact, WORLD) + expected_boundary(other, exact, WORLD)
+        z = (means[name].mean(0) - truth) / (means[name].std(0) / math.sqrt(repeats))
+        assert z.abs().max() < 4.5 and z.pow(2).mean() < 2, name
+    gap = (means["flow_path"].mean(0) - means["continuous"].mean(0)) @ WORLD.p
+    assert gap > 0.1
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.3, 0.9])
-def test_two_strings_where_the_sampler_cannot_see_what_the_bound_does(theta):
-    """T56: p = 1/2, 1/2 for every theta; NELBO = ln 2 - ln(1 - theta^2)/2; Var = artanh(theta)^2; to 1e-12."""
-    states = {(2, 2): (1 + theta) / 2, (2, 1): (1 - theta) / 2}
+def test_each_process_has_the_likelihoods_that_it_can_have():
+    """The first is the one it is reported by; only mask predictors have chain rules."""
+    chain = {"left_to_right", "margin", "random_order", "mixture", "order_variance", "square_defect"}
+    scores = {"margin": lambda logits: logits[:, 0]}
+    for process, first, has_chain in (
+        (MD4, "exact_count", True),
+        (AnyOrder(3), "exact_count", True),
+        (MaskedDiffusion(3, steps=8), "steps", True),
+        (ScoreMaskedDiffusion(3), "continuous", True),
+        (ScoreMaskedDiffusion(3, normalise=True), "exact_count", True),
+        (FlowMatching(3), "exact_count", True),
+        (FlowMatching(3, "uniform"), "continuous", False),
+        (UniformDiffusion(3), "continuous", False),
+        (UniformDiffusion(3, steps=8), "steps", False),
+        (GenMaskedDiffusion(3), "continuous", False),
+    ):
+        found = kinds(process, scores, torch.arange(9, dtype=F64) / 8 * process.t_max)
+        assert next(iter(found)) == first and ("exact_count" in found) == has_chain, process
+        assert (chain <= set(found)) == has_chain and ("left_to_right" in found) == has_chain
+        assert "steps" in found and ("continuous" in found) == (process.steps is None)
+        tokens = process.mask_id is None and process.steps is None
+        assert ("flow_path" in found) == tokens
+        assert {k.bound for k in found.values() if k.label == "exact"} <= {"exact"}
 
-    def net(x_t, t, where=None):
-        probs = torch.full((*x_t.shape, 2), 0.5, dtype=F64)
-        probs[:, 1] = torch.tensor([0.0, 1.0], dtype=F64)
-        for row, x in enumerate(x_t.tolist()):
-            zero = states.get(tuple(x), 0.5)
-            probs[row, 0] = torch.tensor([zero, 1 - zero], dtype=F64)
-        return probs.log()
 
-    mass, mean, variance = order_moments(net, TWO_STRINGS)
-    live = TWO_STRINGS.p > 0
-    close(mass[live], TWO_STRINGS.p[live], 1e-13)
-    nelbo = (-mean[live]).mean()
-    close(nelbo, math.log(2) - 0.5 * math.log(1 - theta**2), 1e-13)
-    close(variance[live], torch.full((2,), math.atanh(theta) ** 2, dtype=F64), 1e-12)
-    process = MaskedDiffusion(2)
-    close(average(TWO_STRINGS, expected_nelbo(process, net, TWO_STRINGS, gauss_legendre(4))), nelbo, 1e-12)
+# -- calibration -------------------------------------------------------------------------------------------
+
+
+def too_sure(net):
+    return lambda x_t, t, where=None: 2.5 * net(x_t, t, where)
+
+
+def test_calibration_brings_back_a_network_that_is_too_sure():
+    """Logits of exact networks times 2.5: left to right, over all orders, and for uniform diffusion, T = 2.5 is
+    the best temperature, to 0.2 per cent; for masks it finds the entropy there."""
+    masked, uniform = too_sure(at_one_half), UniformDiffusion(3, t_min=0.05, t_max=0.95)
+    shuffled = too_sure(Exact(uniform, WORLD))
+    x0, target = WORLD.clean, everywhere(WORLD.clean)
+    rule = gauss_legendre(12)
+    expected = {
+        "left to right": lambda t: left_to_right_nll(MD4, tempered(masked, t), x0, target),
+        "all orders": lambda t: order_moments(MD4, tempered(masked, t), x0).nelbo,
+        "uniform": lambda t: expected_nelbo(uniform, tempered(shuffled, t), WORLD, rule),
+    }
+    for name, nll in expected.items():
+        best = best_temperature(lambda t, nll=nll: float(average(WORLD, nll(t))))
+        assert abs(best / 2.5 - 1) < 2e-3, (name, best)
+        if name != "uniform":
+            close(average(WORLD, nll(best)), WORLD.entropy, 1e-5)
+
+
+def test_calibration_is_never_worse_than_none():
+    """Whatever the function: at its own optimum T = 1 stays 1; with several minima or none, no worse."""
+    assert abs(best_temperature(lambda t: math.log(t) ** 2) - 1) < 1e-3
+    for nll in (
+        lambda t: math.cos(9 * math.log(t)),
+        lambda t: -math.exp(-((math.log(t) / 1e-4) ** 2)),
+        lambda t: t,
+    ):
+        assert nll(best_temperature(nll)) <= nll(1.0)
+    assert best_temperature(lambda t: t) < 0.126, "the end of the range where there is no minimum inside"
+
+
+def test_a_temperature_passes_by_the_fast_cross_entropy():
+    """At 1 the network itself, fast path and all; elsewhere token_nll goes through the divided logits."""
+
+    class Fast:
+        def __call__(self, x_t, t, where):
+            return RN(x_t, t, where)
+
+        def cross_entropy(self, x_t, t, x0, where):
+            raise AssertionError("knows nothing of temperatures")
+
+    x_t, t, where = torch.full((27, 3), 3), torch.full((27,), 0.5, dtype=F64), everywhere(WORLD.clean)
+    assert tempered(Fast(), 1.0).cross_entropy
+    got = token_nll(Counted(tempered(Fast(), 2.0)), x_t, t, WORLD.clean, where)
+    truth = -(RN(x_t, t) / 2).log_softmax(-1).gather(-1, WORLD.clean[..., None])[..., 0]
+    close(got, truth, 1e-14)
+
+
+def test_the_cost_is_counted_in_rows():
+    """One row per draw, per token of a chain rule, and per subset; the fast path counts as the plain one does."""
+    x0, target, index = WORLD.clean, everywhere(WORLD.clean), torch.arange(27)
+    for work, rows in (
+        (lambda net: any_order_nelbo(MD4, net, x0, target, index, 5, 0), 27 * 5),
+        (lambda net: continuous_nelbo(MD4, net, x0, target, index, 5, 0), 27 * 5),
+        (lambda net: left_to_right_nll(MD4, net, x0, target), 27 * 3),
+        (lambda net: adaptive_nll(MD4, net, x0, target, lambda logits: logits[:, 0]), 27 * 3),
+        (lambda net: order_moments(MD4, net, x0), 27 * 8),
+        (lambda net: square_defect_draws(MD4, net, x0, index, 5, 0), 27 * 5 * 3),
+    ):
+        counted = Counted(RN)
+        work(counted)
+        assert counted.rows == rows
 
 
 def test_first_hitting_times_and_counts():
@@ -253,11 +352,8 @@ def test_first_hitting_times_and_counts():
         close(law, torch.tensor([math.comb(3, k) * u**k * (1 - u) ** (3 - k) for k in range(4)], dtype=F64), 1e-12)
 
 
-def test_only_mask_predictors_have_conditionals_of_hidden_tokens():
-    """Uniform processes have no mask to ask about; GenMD4's masks say something about what they hide."""
-    uniform = UniformDiffusion(3)
-    with pytest.raises(TypeError):
-        mask_id(uniform)
-    assert is_mask_predictor(MD4) and is_mask_predictor(AnyOrder(3)) and is_mask_predictor(FlowMatching(3))
-    assert not any(map(is_mask_predictor, (uniform, GenMaskedDiffusion(3), FlowMatching(3, "uniform"))))
-    assert likelihood.mask_id(MD4) == 3 and np.isfinite(3)
+def test_only_processes_with_a_mask_have_conditionals_of_hidden_tokens():
+    """Uniform processes have no mask to ask about."""
+    with pytest.raises(TypeError, match="does not mask"):
+        mask_id(UniformDiffusion(3))
+    assert mask_id(MD4) == mask_id(GenMaskedDiffusion(3)) == 3

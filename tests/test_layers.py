@@ -13,9 +13,17 @@ SOURCES = {
     for path in sorted((ROOT / "dlm").rglob("*.py"))
 }
 ORDER = [
-    ["dlm", "dlm.errors", "dlm.files"],
+    ["dlm", "dlm.errors", "dlm.files", "dlm.trajectory"],
     ["dlm.process", "dlm.backbone", "dlm.noise", "dlm.device"],
-    ["dlm.likelihood", "dlm.sampling", "dlm.metrics", "dlm.data", "dlm.channels", "dlm.information"],
+    [
+        "dlm.likelihood",
+        "dlm.sampling",
+        "dlm.metrics",
+        "dlm.data",
+        "dlm.channels",
+        "dlm.information",
+        "dlm.lattice",
+    ],
     ["dlm.lm"],
     [
         "dlm.run",
@@ -40,7 +48,9 @@ REPORTING = [  # beside the layers: they read files
     "dlm.figures",
     "dlm.tables",
     "dlm.page",
+    "dlm.trajectory",
     "dlm.measurements",
+    "dlm.lattice_figure",
 ]
 ENTRY_POINTS = {
     "dlm.config",
@@ -53,7 +63,7 @@ ENTRY_POINTS = {
     "dlm.speed",
 }
 STUDIES = sorted((ROOT / "experiments").glob("*/*.py"))
-REPORTS = [path for path in STUDIES if path.name == "report.py"]
+REPORTS = [path for path in STUDIES if path.stem.split("_")[0] == "report"]
 
 
 def imports(path):
@@ -135,13 +145,15 @@ def test_reports_never_reach_torch(path):
 
 
 def test_studies_measure_and_report_with_the_package_alone():
-    """A study is a plan (report.py) or a laboratory (measure.py besides); neither imports the other, or a test."""
+    """A study is a plan (report.py) or a laboratory (measure.py besides), each perhaps divided into measure_*.py and
+    report_*.py; beyond dlm it imports its own neighbours of the same kind, no other study and no test."""
+    tests = {"tests", "experiments", *(p.stem for p in (ROOT / "tests").glob("*.py"))}
     for path in STUDIES:
-        assert path.name in ("measure.py", "report.py"), f"{path}: a study has no other Python files"
-        local = (
-            {p.stem for p in STUDIES} | {p.stem for p in (ROOT / "tests").glob("*.py")} | {"experiments", "tests"}
-        )
-        assert not {m.split(".")[0] for m in imports(path)} & local, f"{path} imports beyond dlm"
+        kind = path.stem.split("_")[0]
+        assert kind in ("measure", "report"), f"{path}: a study has measure*.py and report*.py alone"
+        local = {m for m in imports(path) if m.split(".")[0] in tests | {p.stem for p in STUDIES}}
+        own = {p.stem for p in path.parent.glob(f"{kind}_*.py")}
+        assert local <= own, f"{path} imports {local - own}"
 
 
 def test_reports_import_without_torch():

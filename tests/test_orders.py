@@ -1,35 +1,21 @@
-"""Samplers against the laws they claim, over all 27 strings: by enumeration of rules, and by drawing."""
+"""Revealing in an order: rules and blocks against their enumerated laws, and the ordered sampler against both."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from oracle import (
-    F64,
-    WORLD,
-    Exact,
-    index,
-    ordered_law,
-    random_network,
-    sequences,
-)
+from oracle import F64, WORLD, ordered_law, random_network
+from test_sampling_grids import DRAWS, agrees, close, exact, seeded
 
 from dlm import sampling
-from dlm.process import FlowMatching, MaskedDiffusion, UniformDiffusion
-from dlm.process.schedule import Cosine
+from dlm.errors import UserError
+from dlm.process import GenMaskedDiffusion, MaskedDiffusion, UniformDiffusion
+from dlm.sampling.ordered import Order, block_ends, top
 
 MD4 = MaskedDiffusion(3)
 RN = random_network(MD4, WORLD, seed=1)
-DRAWS = 27000
-
-
-def exact(x_t, t, where=None):
-    """The exact network, which does not depend on t, asked where every state has a probability."""
-    return Exact(MD4, WORLD)(x_t, torch.full_like(t, 0.5), where)
-
-
-def close(a, b, tol):
-    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b, dtype=F64), rtol=0, atol=tol)
+EXACT = exact(MD4)
 
 
 def highest(score):
@@ -54,13 +40,21 @@ def rule(policy):
     return {"random": uniform, "left_to_right": leftmost}.get(policy) or highest(sampling.POLICIES[policy])
 
 
+def blank(free=True, rows=DRAWS, length=3):
+    given = torch.zeros(rows, length, dtype=torch.long)
+    return given, torch.tensor(free).expand(rows, length).clone()
+
+
 each_policy = pytest.mark.parametrize("policy", list(sampling.POLICIES))
+
+
+# --- one token at a time, chosen from the state ---------------------------------------------------------------
 
 
 @each_policy
 def test_state_only_rules_are_exact_with_exact_conditionals(policy):
     """T49: whatever the rule, revealing one token at a time from exact conditionals gives p, to 1e-13."""
-    close(ordered_law(exact, WORLD, rule(policy)), WORLD.p, 1e-13)
+    close(ordered_law(EXACT, WORLD, rule(policy)), WORLD.p, 1e-13)
 
 
 @each_policy
@@ -69,69 +63,209 @@ def test_any_rule_defines_a_distribution(policy):
     close(ordered_law(RN, WORLD, rule(policy)).sum(), 1.0, 1e-12)
 
 
-def agrees(x, law, bound=60.0):
-    """Pearson's chi-square over the strings expected more than 5 times, the rest pooled (26 degrees at most).
-
-    60 is exceeded once in 6000 samples.
-    """
-    seen = index(x, 3).bincount(minlength=27).to(F64)
-    wanted = law * len(x)
-    often = wanted > 5
-    pooled = [*zip(seen[often], wanted[often], strict=True), (seen[~often].sum(), wanted[~often].sum())]
-    return sum(float((s - w) ** 2 / w) for s, w in pooled if w > 0) < bound
-
-
-def blank(free=True, rows=DRAWS):
-    given = torch.zeros(rows, 3, dtype=torch.long)
-    return given, torch.tensor(free).expand(rows, 3).clone()
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @each_policy
 def test_ordered_sampler_has_the_law_of_its_rule(policy):
     """T49: 27000 draws with a random network against the rule's enumerated law (chi-square)."""
-    sample = sampling.ordered(MD4, RN, *blank(), generator(), policy)
+    sample = sampling.ordered(MD4, RN, *blank(), seeded(), policy)
     assert agrees(sample.x, ordered_law(RN, WORLD, rule(policy)))
     assert (sample.evaluations == 3).all()
 
 
-@pytest.mark.parametrize("process", [MD4, MaskedDiffusion(3, Cosine()), FlowMatching(3, "mask")], ids=str)
-def test_first_hitting_has_the_random_order_law(process):
-    """T45, T46: one token per call at the hitting times is random-order generation (chi-square)."""
-    sample = sampling.first_hitting(process, RN, *blank(), generator(1))
-    assert agrees(sample.x, ordered_law(RN, WORLD, uniform))
-    assert agrees(sampling.first_hitting(process, exact, *blank(), generator(2)).x, WORLD.p)
+def test_scores_are_what_their_names_say():
+    """On the law (0.6, 0.3, 0.1): 0.6, 0.3, log 2, minus the entropy; for a sure position 1, 1, infinity, 0."""
+    p = torch.tensor([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]], dtype=F64)
+    neg_entropy = float((p[0] * p[0].log()).sum())
+    wanted = {
+        "top_probability": (0.6, 1.0),
+        "margin": (0.3, 1.0),
+        "log_ratio": (math.log(2), math.inf),
+        "entropy": (neg_entropy, 0.0),
+    }
+    for name, values in wanted.items():
+        score = sampling.POLICIES[name]
+        close(score(p.log()[None] + 5), torch.tensor([values], dtype=F64), 1e-14)
+    close(
+        Order("top_probability", score_scale="log").score(p.log()),
+        torch.tensor([math.log(0.6), 0.0], dtype=F64),
+        1e-14,
+    )
+    close(Order("margin", score_scale="log").score(p.log()), torch.tensor([math.log(0.3), 0.0], dtype=F64), 1e-14)
 
 
-def step_law(process, denoise, steps):
-    """The law of the ancestral sampler on a uniform grid, by multiplying its kernels over all states."""
-    states = sequences(process.num_states, 3)
-    prior = (states == 3).all(1).to(F64) if process.num_states == 4 else torch.full((27,), 1 / 27, dtype=F64)
-    law, m = prior, len(states)
-    for i in range(steps, 0, -1):
-        t, s = (torch.full((m,), v / steps, dtype=F64) for v in (i, i - 1))
-        p = process.posterior(denoise(states, t), states, t, s)
-        kernel = torch.stack([p[:, i].gather(1, states[:, i].expand(m, m)) for i in range(3)]).prod(0)
-        law = law @ kernel
-    return law[(states < 3).all(1)]
+# --- noise on the scores ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", [MD4, UniformDiffusion(3), FlowMatching(3, "uniform")], ids=str)
-def test_ancestral_sampler_has_the_law_of_its_kernels(process):
-    """T43: 4 steps, 27000 draws against the product of the enumerated kernels, which sums to 1 (1e-12)."""
-    net = random_network(process, WORLD, seed=5)
-    law = step_law(process, net, 4)
+def two_places(gap):
+    """A network of two positions that differ in log-ratio by `gap`, and reveal which comes first."""
+    logits = torch.tensor([[gap, 0.0], [0.0, 0.0]], dtype=F64)
+
+    def net(x, t, where):
+        return logits.expand(len(x), -1, -1)[where]
+
+    return net
+
+
+@pytest.mark.parametrize("noise", ["gumbel", "gaussian"])
+def test_noise_shuffles_positions_by_its_own_law(noise):
+    """Two positions whose scores differ by 1 under noise of scale 0.7: the better comes first with probability
+    sigmoid(1/0.7) for Gumbel noise and Phi(1/(0.7 sqrt 2)) for Gaussian, within 5 standard errors of 20 000."""
+    process, n = MaskedDiffusion(2), 20_000
+    options = {"policy": "log_ratio", "noise": noise, "noise_scale": 0.7}
+    sample = sampling.ordered(process, two_places(1.0), *blank(rows=n, length=2), seeded(), **options)
+    first = float((sample.fixed_at[:, 0] == 0).double().mean())
+    z = torch.tensor(1 / 0.7, dtype=F64)
+    wanted = float(torch.sigmoid(z) if noise == "gumbel" else torch.special.ndtr(z / math.sqrt(2)))
+    assert abs(first - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / n)
+
+
+def test_annealing_is_linear_in_the_share_still_masked():
+    """Noise of coefficient 2 at its 90th percentile: proportional to the share if annealed, else the same; no
+    noise adds none."""
+    order = Order("margin", noise="gaussian", noise_scale=2.0, anneal="masked_share")
+    score, u = torch.zeros(3, dtype=F64), torch.full((3,), 0.9, dtype=F64)
+    share = torch.tensor([1.0, 0.5, 0.25], dtype=F64)
+    wave = float(torch.special.ndtri(u[0]))
+    close(order.disturb(score, u, share), 2 * wave * share, 1e-15)
+    constant = Order("margin", noise="gaussian", noise_scale=2.0)
+    close(constant.disturb(score, u, share), torch.full((3,), 2 * wave, dtype=F64), 1e-15)
+    close(Order("margin").disturb(score, u, share), score, 0)
+
+
+def test_a_bounded_score_drowns_where_the_log_ratio_does_not():
+    """Positions sure to 0.999 and to 0.6: their probabilities are 0.4 apart and their log-ratios 6.5, so that
+    under Gumbel noise of scale 0.5 the surer one leads in sigmoid(0.8) = 69% and in 100% of 20 000 rows."""
+    logits = torch.tensor([[math.log(999.0), 0.0], [math.log(1.5), 0.0]], dtype=F64)
+
+    def net(x, t, where):
+        return logits.expand(len(x), -1, -1)[where]
+
+    first = {}
+    for policy in ("top_probability", "log_ratio"):
+        options = {"policy": policy, "noise": "gumbel", "noise_scale": 0.5}
+        sample = sampling.ordered(MaskedDiffusion(2), net, *blank(rows=20_000, length=2), seeded(), **options)
+        first[policy] = float((sample.fixed_at[:, 0] == 0).double().mean())
+    wanted = 1 / (1 + math.exp(-(0.999 - 0.6) / 0.5))
+    assert abs(first["top_probability"] - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / 20_000)
+    assert first["log_ratio"] > 0.999
+
+
+# --- choosing by the value that was drawn ------------------------------------------------------------------------
+
+
+def value_law(net):
+    """The law of keeping the drawn token that is likeliest, by the sampler's own score and choice, over all joint
+    draws at the masked positions."""
+    order, states = Order(selection="value"), {(3, 3, 3): torch.ones((), dtype=F64)}
+    for _ in range(3):
+        following = {}
+        for state, mass in states.items():
+            x = torch.tensor(state)[None]
+            masked = x == 3
+            logits = net(x, torch.ones(1, dtype=F64), masked)
+            probs = logits.softmax(-1)
+            for values in itertools.product(range(3), repeat=len(logits)):
+                drawn = torch.tensor(values)
+                weight = mass * probs.gather(1, drawn[:, None]).prod()
+                score = torch.zeros(1, 3, dtype=F64).masked_scatter(masked, order.of_values(logits, drawn))
+                kept = top(score, masked, torch.ones(1, dtype=torch.long))
+                to = tuple(torch.where(kept, x.masked_scatter(masked, drawn), x)[0].tolist())
+                following[to] = following.get(to, 0) + weight
+        states = following
+    return torch.stack([states.get(tuple(x.tolist()), torch.zeros((), dtype=F64)) for x in WORLD.clean])
+
+
+def test_choosing_by_the_drawn_value_is_biased():
+    """T50, negative control: LLaDA's rule, ranking by the probability of the sampled token, misses p by a total
+    variation above 0.05 even with exact conditionals; its enumerated law sums to 1 (1e-12), and the sampler has it
+    (27 000 draws, chi-square)."""
+    law = value_law(EXACT)
     close(law.sum(), 1.0, 1e-12)
-    assert agrees(sampling.ancestral(process, net, *blank(), generator(3), steps=4).x, law)
+    assert float((law - WORLD.p).abs().sum() / 2) > 0.05
+    x = sampling.ordered(MD4, EXACT, *blank(), seeded(3), selection="value").x
+    assert agrees(x, law) and not agrees(x, WORLD.p)
+    assert agrees(sampling.ordered(MD4, RN, *blank(), seeded(4), selection="value").x, value_law(RN))
 
 
-def test_more_steps_halve_the_distance():
-    """T44: total variation to the data is c/T for the exact network: ratio 2 +- 0.2 from T = 16 to 32."""
-    distance = [float((step_law(MD4, exact, t) - WORLD.p).abs().sum() / 2) for t in (16, 32)]
-    assert math.isclose(distance[0] / distance[1], 2, abs_tol=0.2)
+# --- several tokens at a time ------------------------------------------------------------------------------------
+
+
+def block_law(net, sizes):
+    """Random blocks of the given sizes, each drawn in parallel: P(S) = mean over blocks A of prod mu P(S \\ A)."""
+    paths = {(3, 3, 3): torch.ones((), dtype=F64)}
+    for size in sizes:
+        following = {}
+        for state, mass in paths.items():
+            hidden = [i for i in range(3) if state[i] == 3]
+            mu = net(torch.tensor(state)[None], torch.ones(1, dtype=F64)).softmax(-1)[0]
+            blocks = list(itertools.combinations(hidden, size))
+            for block, values in itertools.product(blocks, itertools.product(range(3), repeat=size)):
+                to, weight = list(state), mass / len(blocks)
+                for i, a in zip(block, values, strict=True):
+                    to[i], weight = a, weight * mu[i, a]
+                following[tuple(to)] = following.get(tuple(to), 0) + weight
+        paths = following
+    return torch.stack([paths[tuple(x.tolist())] for x in WORLD.clean])
+
+
+def test_blocks_cost_the_dependence_within_them():
+    """T52: block laws sum to 1 (1e-12); one at a time costs nothing, all at once the total correlation (1e-12);
+    two first and one first cost 0.018 and 0.137 nats, three 0.242 (to 5e-4)."""
+    divergence = {}
+    for sizes in ((1, 1, 1), (2, 1), (1, 2), (3,)):
+        law = block_law(EXACT, sizes)
+        close(law.sum(), 1.0, 1e-12)
+        divergence[sizes] = float((WORLD.p * (WORLD.p / law).log()).sum())
+    correlation = sum(WORLD.marginal_entropy([i]) for i in range(3)) - WORLD.entropy
+    close(divergence[1, 1, 1], 0.0, 1e-12)
+    close(divergence[3,], correlation, 1e-12)
+    for sizes, nats in (((2, 1), 0.018), ((1, 2), 0.137), ((3,), 0.242)):
+        assert abs(divergence[sizes] - nats) < 5e-4, divergence
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"), [({"per_step": 2}, (2, 1)), ({"steps": 2}, (1, 2)), ({"per_step": 3}, (3,))], ids=str
+)
+def test_blocks_of_the_sampler(options, sizes):
+    """T52: 27 000 draws against the law of the same blocks (chi-square), and one evaluation a block."""
+    sample = sampling.ordered(MD4, RN, *blank(), seeded(8), **options)
+    assert agrees(sample.x, block_law(RN, sizes)) and (sample.evaluations == len(sizes)).all()
+
+
+def test_steps_divide_the_tokens_evenly():
+    """N steps in all: every row's blocks differ by one at most; a row with fewer tokens skips steps, uncounted."""
+    total = torch.tensor([7, 3, 0])
+    ends = torch.stack(block_ends(total, None, 4))
+    sizes = ends.diff(dim=0, prepend=torch.zeros(1, 3, dtype=torch.long))
+    assert (ends[-1] == total).all() and (sizes.amax(0) - sizes.amin(0) <= 1).all()
+    given, free = blank(rows=2, length=7)
+    free[1, 3:] = False
+    sample = sampling.ordered(MaskedDiffusion(3), everywhere, given, free, seeded(), steps=5)
+    assert sample.evaluations.tolist() == [5, 3]
+
+
+def everywhere(x, t, where=None):
+    shape = x.shape if where is None else (int(where.sum()),)
+    return torch.linspace(0, 1, 3, dtype=F64).expand(*shape, 3)
+
+
+@each_policy
+@pytest.mark.parametrize("per_step", [1, 3, 8])
+def test_several_tokens_at_a_time(policy, per_step):
+    """Every row is ranked by itself: full blocks first, then its own remainder, and no evaluation beyond."""
+    given, free = blank(rows=5, length=8)
+    free[2, 4:] = False
+    sample = sampling.ordered(MaskedDiffusion(3), everywhere, given, free, seeded(), policy, per_step)
+    tokens = free.sum(1)
+    assert torch.equal(sample.evaluations, -(-tokens // per_step))
+    for row in range(5):
+        counts = sample.fixed_at[row][free[row]].bincount()
+        assert counts[:-1].eq(per_step).all() and counts.sum() == tokens[row]
+    if policy not in ("random",):
+        wanted = torch.cat([torch.arange(int(n)) // per_step for n in tokens])
+        assert torch.equal(sample.fixed_at[free], wanted), "ties go to the left"
+
+
+# --- infilling ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["ancestral", "first_hitting", "random", "margin", "entropy"])
@@ -141,12 +275,12 @@ def test_infilling_draws_from_the_conditional(name, held):
     given = torch.tensor([1, 2, 0]).expand(DRAWS, 3).clone()
     free = ~torch.tensor(held).expand(DRAWS, 3)
     if name == "ancestral":
-        x = sampling.ancestral(MD4, exact, given, free, generator(4), steps=256).x
+        x = sampling.ancestral(MD4, EXACT, given[:9000], free[:9000], seeded(4), steps=64).x
     elif name == "first_hitting":
-        x = sampling.first_hitting(MD4, exact, given, free, generator(4)).x
+        x = sampling.first_hitting(MD4, EXACT, given, free, seeded(4)).x
     else:
-        x = sampling.ordered(MD4, exact, given, free, generator(4), name).x
-    assert (x[~free] == given[~free]).all()
+        x = sampling.ordered(MD4, EXACT, given, free, seeded(4), name).x
+    assert (x == given[: len(x)])[:, torch.tensor(held)].all()
     fits = (WORLD.clean == given[0])[:, torch.tensor(held)].all(1)
     law = torch.where(fits, WORLD.p, 0.0)
     assert agrees(x, law / law.sum())
@@ -159,10 +293,7 @@ def test_infilling_is_exact_by_enumeration():
         for value in WORLD.clean[::9]:
             fits = (WORLD.clean == value)[:, kept].all(1)
             law = torch.where(fits, WORLD.p, 0.0)
-            law = law / law.sum()
-            masked = ~kept
-            got = infill_law(value, masked)
-            close(got, law, 1e-13)
+            close(infill_law(value, ~kept), law / law.sum(), 1e-13)
 
 
 def infill_law(value, masked):
@@ -171,7 +302,7 @@ def infill_law(value, masked):
         following = {}
         for state, mass in paths.items():
             x = torch.tensor(state)[None]
-            probs = exact(x, torch.ones(1, dtype=F64)).softmax(-1)[0]
+            probs = EXACT(x, torch.ones(1, dtype=F64)).softmax(-1)[0]
             hidden = [i for i in range(3) if state[i] == 3]
             for i in hidden:
                 for a in range(3):
@@ -181,34 +312,41 @@ def infill_law(value, masked):
     return torch.stack([paths.get(tuple(x.tolist()), torch.zeros((), dtype=F64)) for x in WORLD.clean])
 
 
-def test_tau_leaping_a_masked_process_is_ancestral_for_the_linear_schedule():
-    """T47: Euler's step h w(t) = h / t is the exact increment; 8 steps have the ancestral law (chi-square)."""
-    sample = sampling.tau_leap(MD4, RN, *blank(), generator(6), steps=8)
-    assert agrees(sample.x, step_law(MD4, RN, 8))
+# --- what does not fit -------------------------------------------------------------------------------------------
 
 
-def test_tau_leaping_converges_for_uniform_processes():
-    """T74: with their own exact networks both uniform samplers approach p: TV below 0.05 at 128 steps."""
-    for process in (UniformDiffusion(3), FlowMatching(3, "uniform")):
-        oracle = Exact(process, WORLD)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"policy": "wisest"}, "wisest"),
+        ({"per_step": 0}, "per_step"),
+        ({"per_step": 9}, "per_step=9 does not fit: there are 8 tokens"),
+        ({"steps": 9}, "steps=9 does not fit"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 2, "per_step": 2}, "contradict"),
+        ({"selection": "fate"}, "fate"),
+        ({"selection": "value", "policy": "margin"}, "selection=value"),
+        ({"selection": "value", "policy": "random"}, "selection=value"),
+        ({"policy": "left_to_right", "noise": "gumbel"}, "left_to_right"),
+        ({"policy": "random", "noise": "gumbel"}, "random"),
+        ({"policy": "margin", "noise": "pink"}, "pink"),
+        ({"policy": "margin", "noise_scale": 0.5}, "noise=gumbel"),
+        ({"policy": "margin", "anneal": "masked_share"}, "noise=gumbel"),
+        ({"policy": "margin", "noise": "gumbel", "noise_scale": 0.0}, "noise_scale=0.0"),
+        ({"policy": "margin", "noise": "gumbel", "anneal": "slowly"}, "slowly"),
+        ({"policy": "entropy", "score_scale": "log"}, "score_scale=log"),
+        ({"policy": "log_ratio", "score_scale": "log"}, "score_scale=log"),
+        ({"policy": "random", "score_scale": "log"}, "score_scale=log"),
+        ({"policy": "margin", "score_scale": "decibel"}, "decibel"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        sampling.ordered(MD4, everywhere, *blank(rows=2, length=8), seeded(), **options)
 
-        def net(x_t, t, where=None, oracle=oracle):  # all rows share their time: ask for the 27 states once
-            return oracle(WORLD.clean, t[:1].expand(27))[index(x_t, 3)]
 
-        sample = sampling.tau_leap(process, net, *blank(), generator(7), steps=128)
-        seen = index(sample.x, 3).bincount(minlength=27).to(F64) / DRAWS
-        assert float((seen - WORLD.p).abs().sum() / 2) < 0.05
-
-
-def test_nucleus_is_the_smallest_set_with_the_mass():
-    """T77: the token that crosses top_p stays; ties are broken by index; temperature 1, top_p 1 change nothing."""
-    logits = torch.tensor([[0.5, 0.3, 0.2], [0.25, 0.25, 0.5]], dtype=F64).log()
-
-    def kept(p):
-        return torch.isfinite(sampling.warp(top_p=p)(logits)).tolist()
-
-    assert kept(0.4) == [[True, False, False], [False, False, True]]
-    assert kept(0.6) == [[True, True, False], [True, False, True]]
-    assert kept(0.9) == [[True, True, True], [True, True, True]]
-    close(sampling.warp()(logits), logits, 0)
-    close(sampling.warp(temperature=2.0)(logits), logits / 2, 0)
+def test_only_mask_predictors_have_orders():
+    for process in (UniformDiffusion(3), GenMaskedDiffusion(3)):
+        with pytest.raises(UserError, match="mask predictor"):
+            sampling.ordered(process, everywhere, *blank(rows=2), seeded())

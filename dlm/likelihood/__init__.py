@@ -18,7 +18,7 @@ from dlm.likelihood.calibration import best_temperature, tempered
 from dlm.likelihood.chain import adaptive_nll, autoregressive_nll, left_to_right_nll, order_nll
 from dlm.likelihood.counting import Counted
 from dlm.likelihood.kinds import EXACT, Kind, autoregressive_kinds, kinds
-from dlm.likelihood.masking import is_mask_predictor, mask_id
+from dlm.likelihood.masking import mask_id
 from dlm.likelihood.orders import OrderMoments, order_moments
 from dlm.likelihood.random_orders import mixture_nll, random_order_log_p, variance_pseudo_values
 from dlm.likelihood.squares import SquareDefect, square_defect, square_defect_draws
@@ -36,7 +36,6 @@ __all__ = [
     "autoregressive_nll",
     "best_temperature",
     "continuous_nelbo",
-    "is_mask_predictor",
     "kinds",
     "left_to_right_nll",
     "mask_id",

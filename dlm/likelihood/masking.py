@@ -1,4 +1,4 @@
-"""What a mask predictor is asked with: its mask, and the time that a share of masks stands for."""
+"""The mask of a mask predictor."""
 
 from dlm.process import Process
 
@@ -12,7 +12,3 @@ def mask_id(process: Process) -> int:
     if process.mask_id is None:
         raise TypeError(f"{type(process).__name__} does not mask: it has no conditionals of hidden tokens")
     return process.mask_id
-
-
-def is_mask_predictor(process: Process) -> bool:
-    return process.mask_predictor

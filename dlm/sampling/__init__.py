@@ -11,13 +11,14 @@
 """
 
 from dlm.sampling.autoregressive import autoregressive
-from dlm.sampling.core import Sample, Warp, Watch, draw, time_grid, warp
+from dlm.sampling.core import DEFAULT_STEPS, Sample, Warp, Watch, draw, time_grid, warp
 from dlm.sampling.diffusion import ancestral, remdm, tau_leap
 from dlm.sampling.hitting import first_hitting, thinning
 from dlm.sampling.ordered import Order, ordered
 from dlm.sampling.policy import POLICIES, Policy
 
 __all__ = [
+    "DEFAULT_STEPS",
     "POLICIES",
     "Order",
     "Policy",

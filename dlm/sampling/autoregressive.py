@@ -43,7 +43,7 @@ def autoregressive(
         u = noise.at(every, step, VALUE, torch.full_like(every, i))
         inputs[:, i + 1] = x[:, i] = draw(warp(logits.double()).softmax(-1), u)
         read = i + 1 if cached else 0
-        if watch is not None:
-            watch(step, x)
+        if watch is not None:  # what is still to come shows as the start symbol
+            watch(step, torch.where(free & (torch.arange(length, device=x.device) > i), backbone.vocab_size, x))
     steps = torch.arange(length, device=x.device) - begin
     return Sample(x, torch.where(free, steps, -1), free.sum(1))

@@ -26,6 +26,7 @@ from dlm.process.base import Denoise
 from dlm.sampling.noise import VALUE, WHERE, RowNoise
 
 LOOK_AHEAD = 1 << 15  # positions whose next steps are examined at once
+DEFAULT_STEPS = 64
 DRAWN_AT_ONCE = 1 << 23  # probabilities held in float64
 
 
@@ -105,7 +106,7 @@ def time_grid(
         return times.clamp(max=t_max)
     if grid not in ("uniform", "cosine"):
         raise UserError(f"a time grid is uniform or cosine, not {grid!r}")
-    steps = 64 if steps is None else steps
+    steps = DEFAULT_STEPS if steps is None else steps
     if steps < 1:
         raise UserError(f"steps must be at least 1, not {steps}")
     i = torch.linspace(0, 1, steps + 1, dtype=torch.float64)

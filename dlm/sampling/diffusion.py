@@ -43,8 +43,9 @@ def ancestral(
     A process trained in T steps is by default sampled in T.
     """
     run = Generation(process, denoise, given, free, generator, warp, watch)
-    default = process.steps if isinstance(grid, str) else None
-    times = time_grid(steps or default, grid).to(given.device)
+    if steps is None and isinstance(grid, str):
+        steps = process.steps
+    times = time_grid(steps, grid).to(given.device)
     t, s = times[:-1], times[1:]
     run.evolve(
         t,
@@ -75,8 +76,8 @@ def tau_leap(
     (kappa_s - kappa_t) / (1 - kappa_t), which is always a probability: the mixture path's ancestral step.
 
     `corrector=c` adds noise and takes it away again at c(t) = c alpha_t, zero in the last step: forward rates
-    times 1 + c(t), jumps to the source at c(t) (-alpha'/alpha), finite at t = 1.  The marginals are the same for every
-    c >= 0 (Gat et al. 2024); on the linear schedule c is Campbell et al.'s (2024) constant remasking rate eta.
+    times 1 + c(t), jumps to the source at c(t) (-alpha'/alpha), finite at t = 1.  The marginals are the same for
+    every c >= 0 (Gat et al. 2024); on the linear schedule c is Campbell et al.'s (2024) constant remasking rate.
     """
     require_leap(process, increment, corrector)
     run = Generation(process, denoise, given, free, generator, warp, watch)

@@ -41,9 +41,9 @@ def lines(results: list[dict[str, Any]], precision: float | None) -> list[str]:
     if precision and result["se_draws"]:
         reached = "reached" if result["se_draws"] <= precision else "not reached before max_draws"
         text.append(
-            f"    precision={precision:g} {reached}: Monte Carlo {result['se_draws']:.4f} after {result['draws']} draws; "
-            f"the other {finite_text(result):.4f} is the finite text of {result['windows']} windows, "
-            "which draws cannot lower"
+            f"    precision={precision:g} {reached}: Monte Carlo {result['se_draws']:.4f} after "
+            f"{result['draws']} draws; the other {finite_text(result):.4f} is the finite text of "
+            f"{result['windows']} windows, which draws cannot lower"
         )
     if len(results) > 1:
         before, after = result["tune"]
