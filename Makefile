@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-experiment: $(READY) ## a study: make experiment NAME=super-data-learners SCALE=laptop
+experiment: $(READY) ## a study or a laboratory: make experiment NAME=information SCALE=laptop
 	@$(PY) -m dlm.experiment name=$(NAME) scale=$(SCALE) $(if $(ARMS),arms=$(ARMS)) $(if $(SEEDS),seeds=$(SEEDS)) \
 		$(if $(MINUTES),minutes=$(MINUTES)) $(if $(WORKERS),workers=$(WORKERS)) $(ARGS)
 

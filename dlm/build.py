@@ -56,7 +56,7 @@ def build_processes(vocab_size: int) -> dict[str, Process]:
     found = {}
     with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
         for name in methods:
-            cfg = compose("config", overrides=[f"method={name}", "data=toy", f"vocab_size={vocab_size}"])
+            cfg = OmegaConf.merge({"vocab_size": vocab_size}, compose(f"method/{name}"))
             if "process" in cfg.method:
                 found[name] = instantiate(cfg.method.process).double().requires_grad_(False)
     return found

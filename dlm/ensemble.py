@@ -28,8 +28,8 @@ class Ensemble:
     """S Transformers of one shape, initialised by their seeds.
 
     Rotary attention knows distances only, so it cannot tell the positions of an all-masked string apart: each
-    would get the same prediction. Here every position has symbols of its own; with `shared`, all positions share the
-    symbols and a start symbol before the string says where it begins.
+    would get the same prediction. Here every position has symbols of its own; with `shared`, all positions share
+    the symbols, and a start symbol before the string says where it begins.
     """
 
     def __init__(self, lattice: Lattice, seeds: Sequence[int], lr: float, shared: bool = False, **shape: Any):

@@ -159,40 +159,43 @@ class Command:
 
 
 def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
-    """The likelihoods asked for, by name.
+    """The likelihoods asked for, by name; by default the one that the model is reported by.
 
     Raises:
         UserError: for one that the model does not have, or an option that none of them takes.
     """
     has = model.likelihoods(command.steps, command.grid)
-    headline, bounded = next(iter(has)), model.headline.bound != EXACT  # an autoregressive model has no bound
+    headline = next(iter(has))
+    if command.likelihood == "all":
+        return has
     asked = [name.strip() for name in (command.likelihood or headline).split(",")]
-    names = (
-        list(has) if asked == ["all"] else [headline if bounded and name == "bound" else name for name in asked]
-    )
-    for name in names:
+    if has[headline].bound != EXACT:  # an autoregressive model has no bound
+        asked = [headline if name == "bound" else name for name in asked]
+    for name in asked:
         if name not in has:
             raise UserError(f"likelihood={name}: this {type(model).__name__} has {', '.join(has)}, no {name!r}")
-    kinds = {name: has[name] for name in names}
-    counts, likelihoods = {kind.count for kind in kinds.values()}, [k for k in kinds.values() if k.per_token]
+    kinds = {name: has[name] for name in asked}
+    check_options(kinds, command)
+    return kinds
+
+
+def check_options(kinds: dict[str, Kind], command: Command) -> None:
+    """Raises UserError for an option that none of these likelihoods takes; with `all`, each takes its own."""
+    names, counts = ", ".join(kinds), {kind.count for kind in kinds.values()}
     for option, fits, where in (
         ("steps", "steps" in kinds, "likelihood=steps"),
         ("grid", "steps" in kinds, "likelihood=steps"),
         ("orders", "orders" in counts, "likelihood=random_order, mixture or order_variance"),
         ("draws", "draws" in counts, "a likelihood that is drawn"),
-        ("max_draws", command.precision is not None, "precision"),
-        ("left_to_right_windows", False, "the record's block"),
     ):
-        if getattr(command, option) != getattr(Command, option) and not fits:
+        if getattr(command, option) is not None and not fits:
             raise UserError(f"{option}={getattr(command, option)} belongs to {where}, which is not asked for")
+    likelihoods = [kind for kind in kinds.values() if kind.per_token]
     for option in ("precision", "calibrate"):
         if getattr(command, option) and not likelihoods:
-            raise UserError(f"{option} is about likelihoods, and {', '.join(names)} is none")
-    if command.precision and not any(k.bound != EXACT for k in likelihoods):
-        raise UserError(f"precision={command.precision}: {', '.join(names)} is exact, there is nothing to draw")
-    if command.calibrate and command.split == "tune":
-        raise UserError("calibrate finds the temperature on the tune split: report another one")
-    return kinds
+            raise UserError(f"{option} is about likelihoods, and {names} is none")
+    if command.precision and all(kind.bound == EXACT for kind in likelihoods):
+        raise UserError(f"precision={command.precision}: {names} is exact, there is nothing to draw")
 
 
 def score_chosen(scorer: Scorer, kinds: dict[str, Kind], command: Command) -> None:
@@ -241,8 +244,8 @@ def score_record_block(model: LanguageModel, data: DataModule, run: RunDirectory
         )
 
 
-def check(command: Command) -> None:
-    """Raises UserError for what can be seen to be wrong before the run is opened."""
+def check(command: Command, wanted: bool) -> None:
+    """Raises UserError for what is wrong whatever the run; `wanted`: more than the record's block is asked for."""
     if not command.run:
         raise UserError("which run? python -m dlm.evaluate run=outputs/<study>/<scale>/runs/<run>")
     sizes = (
@@ -260,18 +263,27 @@ def check(command: Command) -> None:
         raise UserError(f"split is one of {', '.join(DataModule.split_names)}, not {command.split!r}")
     if command.orders is not None and command.orders < 3:
         raise UserError(f"orders={command.orders}: the spread of a variance over orders needs at least 3")
+    if command.max_draws is not None and command.precision is None:
+        raise UserError(f"max_draws={command.max_draws} belongs to precision, which is not asked for")
     if command.max_draws is not None and command.max_draws < 2 * (command.draws or 8):
         raise UserError(
             f"max_draws={command.max_draws} leaves no two rounds of {command.draws or 8} draws to compare"
         )
+    if wanted and command.left_to_right_windows != Command.left_to_right_windows:
+        raise UserError(
+            f"left_to_right_windows={command.left_to_right_windows} belongs to the record's block: "
+            "with likelihood=, windows= is for all of them"
+        )
+    if command.calibrate and command.split == "tune":
+        raise UserError("calibrate finds the temperature on the tune split: report another one")
 
 
 def main() -> None:
     command: Command = config.command_line(Command, sys.argv[1:])
-    check(command)
-    model, data, run = load_run(Path(command.run), command.checkpoint)
     record = ("run", "checkpoint", "split", "windows", "draws", "left_to_right_windows", "batch_size")
     wanted = any(getattr(command, f.name) != f.default for f in fields(Command) if f.name not in record)
+    check(command, wanted)
+    model, data, run = load_run(Path(command.run), command.checkpoint)
     kinds = chosen(model, command) if wanted else {}
     with joined() as ranks:
         if wanted:

@@ -140,7 +140,7 @@ def prompt_argument(arguments: list[str]) -> tuple[str | None, list[str]]:
 def caveats(model: LanguageModel, command: Command, prompted: bool) -> list[str]:
     """What a reader of the samples should know about how they were made."""
     found = []
-    if prompted and isinstance(model, DiffusionLM) and not model.process.mask_predictor:
+    if prompted and isinstance(model, DiffusionLM) and model.process.mask_id is None:
         found.append(
             f"{type(model.process).__name__} was trained on sequences that are noisy everywhere; "
             "holding a prompt clean is a heuristic"

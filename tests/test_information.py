@@ -104,6 +104,17 @@ def test_channels_compose_and_undo():
     close(ch.mash().guess(silent).matrix[1], silent, 0)  # a message that never arrives is answered by p
 
 
+def test_only_the_net_amounts_agree_on_any_way_back():
+    """A way back that gives the message its law, but not its meaning: destroyed - generated on the way there is
+    generated - destroyed on the way back (1e-14), yet neither amount is the other (the essay says both are)."""
+    there = ch.mash().account(HALVES)
+    careless = ch.Channel("answers by p", HALVES.expand(2, -1).contiguous())
+    back = careless.account(HALVES @ ch.mash().matrix)
+    close(there.destroyed - there.generated, back.generated - back.destroyed, 1e-14)
+    close(bits([back.destroyed, back.generated]), [1.0, 1.5], 1e-14)
+    close(bits([there.destroyed, there.generated]), [0.5, 0.0], 1e-14)
+
+
 def random_channel(generator, n, m):
     rows = torch.rand(n, m, generator=generator, dtype=F64) ** 3
     return ch.Channel("random", rows / rows.sum(1, keepdim=True))

@@ -23,6 +23,7 @@ ORDER = [
         "dlm.channels",
         "dlm.information",
         "dlm.lattice",
+        "dlm.ensemble",
     ],
     ["dlm.lm"],
     [
@@ -145,7 +146,7 @@ def test_reports_never_reach_torch(path):
 
 
 def test_studies_measure_and_report_with_the_package_alone():
-    """A study is a plan (report.py) or a laboratory (measure.py besides), each perhaps divided into measure_*.py and
+    """A study is a plan (report.py) or a laboratory (measure.py besides), perhaps divided into measure_*.py and
     report_*.py; beyond dlm it imports its own neighbours of the same kind, no other study and no test."""
     tests = {"tests", "experiments", *(p.stem for p in (ROOT / "tests").glob("*.py"))}
     for path in STUDIES:

@@ -24,6 +24,8 @@ with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
         train.build_model(cfg, data.source.fingerprint, 1)
 from dlm.plan import Command, Plan
 print(len(Plan(Command(name="super-data-learners", scale="smoke")).jobs), "jobs")
+from dlm.laboratory import Laboratory
+print("information is", Laboratory(Command(name="information", scale="smoke")).state)
 """
 
 
@@ -65,5 +67,5 @@ def test_an_installed_package_finds_its_configurations(wheel, tmp_path):
         cwd=away, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "10 jobs"
+    assert done.stdout.splitlines() == ["10 jobs", "information is missing"]
     assert not list(away.iterdir()), "importing and composing write nothing"

@@ -8,6 +8,7 @@ from oracle import F64, WORLD, Exact, index, random_network, sequences
 from sampler_laws import grid_law, kernel, position_laws, recorded, total_variation
 
 from dlm import sampling
+from dlm.build import build_processes
 from dlm.errors import UserError
 from dlm.process import FlowMatching, GenMaskedDiffusion, MaskedDiffusion, ScoreMaskedDiffusion, UniformDiffusion
 from dlm.process.schedule import Cosine, Geometric, Kappa, LogLinear
@@ -123,6 +124,28 @@ def test_thinning_is_the_plain_posterior(process, monkeypatch):
         with torch.no_grad():
             got = position_laws(process, net, recording, step, states)
         close(got, wanted, 1e-12)
+
+
+PROCESSES = build_processes(3)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_rates_stay_below_the_bound_that_thins_them(name):
+    """sum_y R_t(y) <= rate_bound for random networks, every method, state and time; zero where nothing can move;
+    and reached by a network that is sure of another token, unless the network is not normalised (infinite)."""
+    process = PROCESSES[name]
+    net, states = random_network(process, WORLD, seed=3), sequences(process.num_states, 3)
+    for t in (0.05, 0.3, 0.9):
+        times = torch.full((len(states),), t, dtype=F64)
+        bound = process.rate_bound(states, times)
+        assert (process.rates(net(states, times), states, times).sum(-1) <= bound * (1 + 1e-12)).all()
+        if process.mask_id is not None:
+            assert ((bound == 0) == (states != process.mask_id)).all()
+        if bound.isfinite().all():
+            fastest = process.schedule.w.argmax() if hasattr(process.schedule, "w") else torch.tensor(0)
+            other = torch.where(states == fastest, (fastest + 1) % 3, fastest)
+            sure = torch.nn.functional.one_hot(other, 3).to(F64).log()
+            close(process.rates(sure, states, times).sum(-1) / bound.clamp(min=1e-300), bound > 0, 1e-9)
 
 
 # --- how fast they converge ---------------------------------------------------------------------------------

@@ -98,7 +98,8 @@ def test_thinning_draws_the_data():
 
 
 def test_thinning_infills():
-    """Given tokens are held, never change, and the rest follows the conditional (chi-square)."""
+    """T76 for GenMD4: given tokens are held, and the rest follows the conditional (chi-square). What is given was
+    never masked, and its own factor alpha in the posterior is the same for every completion."""
     process = genmd4()
     given, free = torch.tensor([1, 2, 0]).expand(27_000, 3), torch.tensor([False, True, True]).expand(27_000, 3)
     oracle = Exact(process, WORLD)

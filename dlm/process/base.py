@@ -162,6 +162,10 @@ class Process(nn.Module):
         """The true reverse rates given x0."""
         raise NotImplementedError
 
+    def rate_bound(self, x_t: Int[Tensor, "B L"], t: Float[Tensor, " B"]) -> Float[Tensor, "B L"]:
+        """At most how fast a position leaves x_t, sum_y R_t(y), whatever the network says."""
+        return torch.full(x_t.shape, torch.inf, dtype=t.dtype, device=x_t.device)
+
     def log_posterior(
         self, logits: Float[Tensor, "B L V"], x_t: Int[Tensor, "B L"], t: Float[Tensor, " B"]
     ) -> Float[Tensor, "B L V"]:

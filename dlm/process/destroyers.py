@@ -17,7 +17,6 @@ Source: the essay on diffusion as destroying and generating information (MashLas
 ShuffleOneRandomToken); the number of touched positions is the classical occupancy chain.
 """
 
-import itertools
 import math
 
 import torch
@@ -34,7 +33,7 @@ MOST_STATES = 4096  # of a matrix
 
 def sequences(size: int, length: int) -> Int[Tensor, "N L"]:
     """All size^length sequences, the first position varying slowest."""
-    return torch.tensor(list(itertools.product(range(size), repeat=length))).reshape(-1, length)
+    return torch.cartesian_prod(*[torch.arange(size)] * length).reshape(-1, length)
 
 
 def number(x: Int[Tensor, "*B L"], size: int) -> Int[Tensor, "*B"]:
@@ -177,10 +176,11 @@ class ShuffleOneRandomToken(Destroyer):
     def _moves(self, x):
         share = torch.full((len(x),), 1 / (self.length * self.vocab_size), dtype=torch.float64)
         moves = []
-        for i, token in itertools.product(range(self.length), range(self.vocab_size)):
-            to = x.clone()
-            to[:, i] = token
-            moves.append((to, share))
+        for i in range(self.length):
+            for token in range(self.vocab_size):
+                to = x.clone()
+                to[:, i] = token
+                moves.append((to, share))
         return moves
 
     def log_steps(self, k: Int[Tensor, " B"], alpha: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

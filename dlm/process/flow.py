@@ -124,6 +124,10 @@ class FlowMatching(Process):
         back = torch.where(c > 0, c * renewal, 0.0) * ~F.one_hot(x_t, self.num_states).bool()
         return (1 + c) * self.rates(logits, x_t, t) + back
 
+    def rate_bound(self, x_t, t):
+        rate = self.schedule.unmask_rate(t)[:, None].expand(x_t.shape)
+        return rate if self.mask_id is None else rate * (x_t == self.mask_id)
+
     def event_prob(self, x_t, t, s):
         """The exact increment (kappa_s - kappa_t) / (1 - kappa_t) of the mixture path, always in [0, 1]."""
         prob = reveal_prob(self.schedule, t, s)[:, None].expand(x_t.shape)

@@ -65,6 +65,9 @@ class GenMaskedDiffusion(MaskedDiffusion):
         u = torch.exp(self.schedule.w * torch.log(t)[:, None])[:, None].to(p0.dtype)
         return torch.cat([(1 - u) * p0, (u * p0).sum(-1, keepdim=True)], -1)
 
+    def rate_bound(self, x_t, t):
+        return (self.schedule.w.max() / t)[:, None] * (x_t == self.mask_id)
+
     def event_prob(self, x_t, t, s):
         """No token is revealed sooner than one of the largest exponent: 1 - (s/t)^max w."""
         fastest = -torch.expm1(self.schedule.w.max() * torch.log(s / t))

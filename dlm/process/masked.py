@@ -70,6 +70,9 @@ class MaskedDiffusion(Process):
         rate = self.schedule.unmask_rate(t)[:, None] * (x_t == self.mask_id)
         return rate[..., None] * F.one_hot(x0, self.num_states)
 
+    def rate_bound(self, x_t, t):
+        return self.schedule.unmask_rate(t)[:, None] * (x_t == self.mask_id)
+
     def event_prob(self, x_t, t, s):
         """A masked token is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t) = (u_t - u_s) / u_t."""
         return reveal_prob(self.schedule, t, s)[:, None] * (x_t == self.mask_id)

@@ -62,6 +62,9 @@ class ScoreMaskedDiffusion(MaskedDiffusion):
         """The network of true scores given x0."""
         return F.one_hot(x0, self.vocab_size).to(dtype).log() + math.log(self.vocab_size)
 
+    def rate_bound(self, x_t, t):
+        return torch.where(x_t == self.mask_id, torch.inf, 0.0).to(t.dtype)
+
     def event_prob(self, x_t, t, s):
         """Z is not bounded: every mask may go."""
         return (x_t == self.mask_id).to(t.dtype)
@@ -125,6 +128,9 @@ class ScoreUniformDiffusion(UniformDiffusion):
     def conditional_posterior(self, x0, x_t, t, s):
         clean = UniformDiffusion(self.vocab_size, self.schedule, self.t_min, self.t_max).to(x0.device)
         return clean.conditional_posterior(x0, x_t, t, s)
+
+    def rate_bound(self, x_t, t):
+        return torch.full(x_t.shape, torch.inf, dtype=t.dtype, device=x_t.device)
 
     def event_prob(self, x_t, t, s):
         """Scores are not bounded: every token may move."""

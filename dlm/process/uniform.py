@@ -78,6 +78,11 @@ class UniformDiffusion(Process):
         rate = self.schedule.noise_rate(t)[:, None].to(q.dtype) * self.noise.pi[x_t].to(q.dtype)
         return rate[..., None] * score * ~F.one_hot(x_t, self.vocab_size).bool()
 
+    def rate_bound(self, x_t, t):
+        """(-alpha'/alpha) (1 - u pi_z) / u: q_t(z | c) is at least u pi_z."""
+        u = self.schedule.u(t)[:, None]
+        return self.schedule.noise_rate(t)[:, None] * (1 - u * self.noise.pi[x_t].to(t.dtype)) / u
+
     def event_prob(self, x_t, t, s):
         """Of the plug-in posterior, at least (k + (1-k) pi_z) u_s / u_t stays at z, k = alpha_t / alpha_s: so
 

@@ -80,29 +80,22 @@ def tau_leap(
     every c >= 0 (Gat et al. 2024); on the linear schedule c is Campbell et al.'s (2024) constant remasking rate.
     """
     require_leap(process, increment, corrector)
+    if increment == "exact":
+        return ancestral(process, denoise, given, free, generator, steps, grid, warp, watch)
     run = Generation(process, denoise, given, free, generator, warp, watch)
-    times = time_grid(steps, grid, min(process.t_max, 1.0)).to(given.device)
+    times = time_grid(steps, grid, process.t_max).to(given.device)
     t, h = times[:-1], -times.diff()
-    strength = corrector * process.schedule.alpha(t) if corrector else torch.zeros_like(t)
-    strength[-1] = 0.0
-    again = strength * noise_rate(process, t) if corrector else strength
+    strength, renewal = correction(process, t, corrector)
     corrected: Any = process.corrected_rates if corrector else None
 
     def chance(x: Int[Tensor, "R L"], k: Int[Tensor, " R"]) -> Float[Tensor, "R L"]:
-        if increment == "exact":
-            return process.event_prob(x, t[k], t[k] - h[k])
-        hidden = torch.ones_like(x, dtype=torch.bool) if process.mask_id is None else x == process.mask_id
-        if not towards_posterior(process):
-            return hidden.double()
-        forward = h[k] * (1 + strength[k]) * process.schedule.unmask_rate(t[k])
-        backward = h[k] * again[k]
-        if process.mask_id is None:
-            return (forward + backward).clamp(max=1)[:, None].expand(x.shape)
-        return torch.where(hidden, forward[:, None], backward[:, None]).clamp(max=1)
+        back = renewal[k, None].expand(x.shape)
+        if process.mask_id is not None:
+            back = back * (x != process.mask_id)
+        bound = (1 + strength[k, None]) * process.rate_bound(x, t[k]) + back
+        return (h[k, None] * bound).clamp(max=1)
 
     def law(logits: Float[Tensor, "N V"], x: Int[Tensor, " N"], k: Int[Tensor, " N"]) -> Float[Tensor, "N S"]:
-        if increment == "exact":
-            return process.event(logits, x, t[k], t[k] - h[k])
         alone = (logits[:, None], x[:, None], t[k])
         rates = corrected(*alone, strength[k]) if corrector else process.rates(*alone)
         return jump_law(h[k, None] * rates[:, 0], x, chance(x[:, None], k)[:, 0])
@@ -112,15 +105,22 @@ def tau_leap(
     return run.sample()
 
 
+def correction(
+    process: Process, t: Float[Tensor, " T"], corrector: float
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    """c(t) = corrector alpha_t, zero in the last step, and the rate c(t) (-alpha'/alpha) of renewing a token."""
+    none = torch.zeros_like(t)
+    if not corrector:
+        return none, none
+    alpha, last = process.schedule.alpha(t), torch.arange(len(t), device=t.device) == len(t) - 1
+    rate = process.schedule.noise_rate(torch.where(alpha > 0, t, 0.5))
+    strength = torch.where(last, none, corrector * alpha)
+    return strength, strength * torch.where(alpha > 0, rate, none)
+
+
 def towards_posterior(process: Process) -> bool:
     """Whether the reverse rates are w(t) (mu - 1[x_t]), so that when to jump needs no network."""
     return process.predicts == "posterior" and (process.mask_predictor or isinstance(process, FlowMatching))
-
-
-def noise_rate(process: Process, t: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """-alpha'/alpha, zero where alpha is: the corrector's strength vanishes there faster."""
-    alpha = process.schedule.alpha(t)
-    return torch.where(alpha > 0, process.schedule.noise_rate(torch.where(alpha > 0, t, 0.5)), 0.0)
 
 
 def require_leap(process: Process, increment: str, corrector: float) -> None:

@@ -117,7 +117,7 @@ def slopes_figure(lab: Lab) -> Figure:
                 se = paid.std(0, ddof=1) / math.sqrt(len(paid))
                 ax.fill_between(t, mean - se, mean + se, color=colour, alpha=0.25, lw=0)
             if i == len(budgets) - 1:
-                ax.fill_between(t, lost, mean, color=colour, alpha=0.08, lw=0)
+                ax.fill_between(t, lost, mean, color=colour, alpha=0.16, lw=0)
             rows += [(name, f"{steps} steps", s, v) for s, v in zip(t, mean, strict=True)]
         ax.plot(t, lost, color="#222222", lw=1.2, label="-dI/dt")
         ax.plot(
@@ -220,13 +220,10 @@ def orders_figure(lab: Lab, results: dict[str, Any]) -> Figure:
     caption = (
         "The likelihood of one network used in different orders, bits per sequence above H, over all sequences "
         f"and all orders. The mean over orders is the any-order bound. {error} These tables share nothing between "
-        "states, so training in all orders cannot help the one order here: it shows the price of generality, not its benefit."
+        "states, so training in all orders cannot help the one order here: it shows the price of generality, not "
+        "its benefit."
     )
-    head = (
-        "network",
-        *(f"{what}_{x}" for what in ("in_order", "mean", "best", "worst", "random") for x in ("bits", "se")),
-    )
-    listed = [
-        (r["network"], *(x for w in ("in_order", "mean", "best", "worst", "random") for x in r[w])) for r in rows
-    ]
+    whats = ("in_order", "mean", "best", "worst", "random")
+    head = ("network", *(f"{what}_{x}" for what in whats for x in ("bits", "se")))
+    listed = [(row["network"], *(x for what in whats for x in row[what])) for row in rows]
     return lab.figure(figure, "orders", caption, head, listed)

@@ -8,21 +8,19 @@ Every file holds one value per seed; the report averages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from measure_modes import coverage, imbalance
+from measure_toys import CUBE, SQUARE, language, languages, learn, networks, quality, series
 from torch import Tensor
 
 from dlm import lattice as la
-from dlm.ensemble import Ensemble, Net, Tables, conditionals, imitate, train
+from dlm.ensemble import Ensemble, Tables, conditionals, imitate
 from dlm.files import write_json
 from dlm.lattice import Lattice
-from dlm.noise import Stream, generator
-from dlm.process import MaskedDiffusion, Process
-from dlm.process.balanced import BalancedDiffusion
+from dlm.process import MaskedDiffusion
 
 SETTINGS = {
     "seeds": list,
@@ -41,78 +39,6 @@ SETTINGS = {
     "draws": int,  # strings drawn from every network to count modes
 }
 
-SQUARE, CUBE, MODES = Lattice(2, 2), Lattice(2, 3), Lattice(3, 4)
-
-
-def language(lattice: Lattice, **weights: float) -> Tensor:
-    """p [M] from unnormalised weights by string, written s011=..."""
-    p = torch.zeros(len(lattice.states), dtype=torch.float64)
-    for string, weight in weights.items():
-        p[lattice.state(string[1:])] = weight
-    return (p / p.sum())[lattice.clean]
-
-
-def languages() -> dict[str, tuple[Lattice, Tensor]]:
-    """The toy languages of the order measurements, by the name they have in the report."""
-    dirichlet = generator(0, Stream.INITIALISATION, 0).dirichlet([0.5] * 8)
-    return {
-        "two strings": (SQUARE, language(SQUARE, s01=1, s11=1)),
-        "even parity": (CUBE, language(CUBE, s000=1, s011=1, s101=1, s110=1)),
-        "exactly one 1": (CUBE, language(CUBE, s100=6, s010=3, s001=1)),
-        "random": (CUBE, torch.tensor(dirichlet)),
-    }
-
-
-def modes() -> Tensor:
-    """Nine strings abab over three tokens, weights 1/rank: a constraint that generalises, and rare modes."""
-    p = torch.zeros(len(MODES.states), dtype=torch.float64)
-    for rank, (a, b) in enumerate((a, b) for a in range(3) for b in range(3)):
-        p[MODES.index(torch.tensor([a, b, a, b]))] = 1 / (rank + 1)
-    return (p / p.sum())[MODES.clean]
-
-
-def networks(lattice: Lattice, seeds: Sequence[int], settings: dict[str, Any], shared: bool = False) -> Ensemble:
-    shape = {"dim": settings["dim"], "depth": settings["depth"], "heads": 2}
-    return Ensemble(lattice, seeds, settings["lr"], shared, **shape)
-
-
-def learn(
-    net: Net,
-    processes: Sequence[Process],
-    seeds: Sequence[int],
-    p: Tensor,
-    settings: dict[str, Any],
-    **options: Any,
-) -> tuple[list[int], list[Tensor]]:
-    """`dlm.ensemble.train` with the settings of the study."""
-    options = {"steps": settings["steps"], "batch": settings["batch"], "marks": settings["marks"]} | options
-    return train(net, processes, seeds, p, **options)
-
-
-# -- what is read off a table -------------------------------------------------------------------------------
-
-
-def quality(lattice: Lattice, mu: Tensor, p: Tensor) -> dict[str, list[float]]:
-    """Per member, in nats: excess of the bound over the entropy = KL(p || random-order law) + Jensen gap, half the
-    order variance, each averaged under p; and the total variation of the law."""
-    edges = la.from_predictor(lattice, mu)
-    law = la.terminal(lattice, edges)
-    live = p > 0
-
-    def mean(value: Tensor) -> Tensor:
-        return torch.where(live, p * torch.where(live, value, 0.0), 0.0).sum(-1)
-
-    kl = mean(p.log() - law.log())
-    excess = mean(la.nelbo(lattice, edges) + p.log())
-    found = {"excess": excess, "kl": kl, "gap": excess - kl}
-    found |= {"half_variance": mean(la.order_variance(lattice, edges)) / 2, "tv": (law - p).abs().sum(-1) / 2}
-    return {name: value.tolist() for name, value in found.items()}
-
-
-def series(found: Sequence[dict[str, list[float]]]) -> dict[str, list[list[float]]]:
-    """One row per mark for every key."""
-    return {key: [row[key] for row in found] for key in found[0]}
-
 
 def lean(mu: Tensor) -> dict[str, list[float]]:
     """Where on the factorised line from balanced (0) to one path per string (1), seen from __ and from _1; and the
@@ -124,9 +50,6 @@ def lean(mu: Tensor) -> dict[str, list[float]]:
         end = la.path_masses(SQUARE, la.two_strings(a, b))
         found[f"to_{name}"] = (paths - end).abs().sum((1, 2)) / 2
     return {name: value.tolist() for name, value in found.items()}
-
-
-# -- the measurements ---------------------------------------------------------------------------------------
 
 
 def drawings() -> dict[str, Any]:
@@ -241,121 +164,6 @@ def trembling(settings: dict[str, Any], nets: Ensemble) -> dict[str, Any]:
             laws = [la.terminal(SQUARE, la.tremble(SQUARE, edges, rate, kind)) for rate in settings["tremble"]]
             found[f"{kind}, {lam:g}"] = [law[:, [0, 2]].sum(1).tolist() for law in laws]
     return {"rates": settings["tremble"]} | found
-
-
-def coverage(settings: dict[str, Any]) -> dict[str, Any]:
-    """The nine modes learned from finite samples: what the law covers, smooths over and invents."""
-    found: dict[str, Any] = {"modes": int((modes() > 0).sum()), "sets": []}
-    first = settings["training_sets"][0]
-    for sizes, shared in (([*settings["training_sets"], 0], False), ([first], True)):
-        hat = torch.stack([training_set(seed, size) for size in sizes for seed in settings["seeds"]])
-        seeds = settings["seeds"] * len(sizes)
-        nets = networks(MODES, seeds, settings, shared)
-        steps, seen = learn(nets, [MaskedDiffusion(3)], seeds, hat, settings)
-        rows = [covered(la.terminal(MODES, la.from_predictor(MODES, mu)), hat, seeds, settings) for mu in seen]
-        constant = sampled(hat, seeds, settings)
-        for i, size in enumerate(sizes):
-            part = slice(i * len(settings["seeds"]), (i + 1) * len(settings["seeds"]))
-            entry = {key: [row[key][part].tolist() for row in rows] for key in rows[0]}
-            entry |= {key: value[part].tolist() for key, value in constant.items()}
-            found["sets"].append({"size": size, "shared": shared} | entry)
-        found["steps"] = steps
-    return found
-
-
-def training_set(seed: int, size: int) -> Tensor:
-    """Shares of `size` strings drawn from the modes; the modes themselves for size 0."""
-    rng = generator(seed, Stream.EVALUATION, size)
-    return torch.from_numpy(rng.multinomial(size, modes().numpy()) / size) if size else modes()
-
-
-def drawn(law: Tensor, seeds: Sequence[int], key: int, draws: int) -> Tensor:
-    """Shares of `draws` strings from each law."""
-    rngs = [generator(seed, Stream.EVALUATION, key) for seed in seeds]
-    rows = [rng.multinomial(draws, (q / q.sum()).numpy()) for rng, q in zip(rngs, law, strict=True)]
-    return torch.from_numpy(np.stack(rows)).double() / draws
-
-
-def distance(p: Tensor, q: Tensor) -> Tensor:
-    """Total variation."""
-    return (p - q).abs().sum(-1) / 2
-
-
-def covered(law: Tensor, hat: Tensor, seeds: Sequence[int], settings: dict[str, Any]) -> dict[str, Tensor]:
-    """What each law [S M] has made of its training set."""
-    p, sample = modes(), drawn(law, seeds, 10_000, settings["draws"])
-    return {
-        "seen": torch.where(hat > 0, law, 0).sum(-1),
-        "unseen": torch.where((hat == 0) & (p > 0), law, 0).sum(-1),
-        "invalid": torch.where(p == 0, law, 0).sum(-1),
-        "tv_data": distance(law, p),
-        "tv_empirical": distance(law, hat),
-        "tv_drawn": distance(sample, p),
-        "missed": ((sample == 0) & (p > 0)).sum(-1),
-        "entropy_gain": torch.special.xlogy(hat, hat).sum(-1) - torch.special.xlogy(law, law).sum(-1),
-    }
-
-
-def sampled(hat: Tensor, seeds: Sequence[int], settings: dict[str, Any]) -> dict[str, Tensor]:
-    """What chance alone does: to the training sets, and to as many draws from the data as from the networks."""
-    p = modes()
-    perfect = drawn(p.expand_as(hat), seeds, 10_001, settings["draws"])
-    return {
-        "unseen_share": torch.where(hat == 0, p, 0).sum(-1),
-        "unseen_modes": ((hat == 0) & (p > 0)).sum(-1),
-        "tv_sample": distance(hat, p),
-        "missed_by_data": ((perfect == 0) & (p > 0)).sum(-1),
-        "tv_drawn_from_data": distance(perfect, p),
-    }
-
-
-def imbalance(settings: dict[str, Any]) -> dict[str, Any]:
-    """How unevenly states train: MD4, MD4 with rejection, and MD4 on as few rows as rejection leaves."""
-    seeds, p = settings["seeds"], modes()
-    reached = torch.where((la.training_visits(MODES, p) > 0) & (MODES.masks > 0))[0]
-    weight = la.training_visits(MODES, p)[reached]
-    found: dict[str, Any] = {
-        "states": [MODES.label(int(n)) for n in reached],
-        "masks": MODES.masks[reached].tolist(),
-        "expected": (weight / weight.sum()).tolist(),
-    }
-    plain, rejecting = ([kind(3) for _ in seeds] for kind in (MaskedDiffusion, BalancedDiffusion))
-    batch = settings["batch"]
-    for name, processes in (("md4", plain), ("md4_balanced", rejecting), ("md4_fewer", plain)):
-        if name == "md4_fewer":
-            used = (np.sum(found[kind]["visits"]) for kind in ("md4_balanced", "md4"))
-            batch = max(1, round(batch * next(used) / next(used)))
-        found |= {name: unevenly(settings, processes, batch, reached) | {"batch": batch}}
-    return found | {"steps": found["md4"]["steps"]}
-
-
-def unevenly(
-    settings: dict[str, Any], processes: Sequence[Process], batch: int, reached: Tensor
-) -> dict[str, Any]:
-    """Train on the modes with one process per seed; visits and gradient norms by state, and the errors."""
-    seeds, p = settings["seeds"], modes()
-    visits, signal = (torch.zeros(len(seeds), len(MODES.states)) for _ in range(2))
-    member = torch.arange(len(seeds)).repeat_interleave(batch)
-
-    def watch(state: Tensor, gradient: Tensor) -> None:
-        norm = gradient.pow(2).sum((1, 2)).sqrt() * batch * MODES.length  # of a row's own objective
-        signal.index_put_((member, state), norm, accumulate=True)
-        visits.index_put_((member, state), (norm > 0).float(), accumulate=True)
-
-    wide, exact = p.expand(len(seeds), -1), la.exact_conditionals(MODES, p)
-    nets = networks(MODES, seeds, settings)
-    steps, seen = learn(nets, processes, seeds, wide, settings, batch=batch, watch=watch)
-    rows = []
-    for mu in seen:
-        ratio = torch.where(exact > 0, exact, 1.0) / torch.where(exact > 0, mu, 1.0)
-        kl = (exact * ratio.log()).sum((-1, -2))[:, reached]
-        errors = {"mean": kl.mean(1).tolist(), "worst": kl.amax(1).tolist()}
-        rows.append(errors | {"excess": quality(MODES, mu, wide)["excess"]})
-    return {
-        "steps": steps,
-        "visits": visits[:, reached].tolist(),
-        "signal": signal[:, reached].tolist(),
-    } | series(rows)
 
 
 def measure(settings: dict[str, Any], directory: Path) -> None:
