@@ -33,6 +33,7 @@ from dlm.likelihood import (
     variance_pseudo_values,
 )
 from dlm.process import MaskedDiffusion
+from dlm.process.schedule import Cosine
 from dlm.sampling.policy import POLICIES
 
 MD4 = MaskedDiffusion(3)
@@ -120,6 +121,24 @@ def test_adaptive_orders_given_a_prompt(monkeypatch):
     close(adaptive_nll(MD4, in_the_middle, WORLD.clean, target, SCORES["margin"]), truth, 1e-12)
     monkeypatch.setattr(bounds, "LOGITS_AT_ONCE", 1)
     close(adaptive_nll(MD4, in_the_middle, WORLD.clean, target, SCORES["margin"]), truth, 1e-12)
+
+
+def test_a_network_that_knows_the_time_is_told_the_share_of_masks():
+    """u(t) = masked targets / targets in every call, on a schedule that is not linear, to 1e-12."""
+    process, seen = MaskedDiffusion(3, Cosine()), []
+
+    def watched(x_t, t, where=None):
+        given = 3 - (x_t == 3).sum(1)
+        seen.append((process.schedule.u(t) - (3 - given) / 3).abs().max())
+        return RN(x_t, t, where)
+
+    x0, target, index = WORLD.clean, everywhere(WORLD.clean), torch.arange(27)
+    left_to_right_nll(process, watched, x0, target)
+    adaptive_nll(process, watched, x0, target, SCORES["margin"])
+    random_order_log_p(process, watched, x0, target, index, 2, 0)
+    order_moments(process, watched, x0)
+    square_defect(process, watched, x0, draws=3)
+    assert len(seen) >= 8 and max(seen) < 1e-12
 
 
 # -- all orders --------------------------------------------------------------------------------------------

@@ -139,6 +139,11 @@ def test_contradictions_are_refused_in_one_line(arguments, said, copied, refused
     assert not (copied / "likelihoods").exists()
 
 
+def test_a_run_that_cannot_be_written_to_is_refused_in_one_line(copied, refused):
+    (copied / "likelihoods").write_text("in the way")
+    assert "cannot write" in refused(evaluate.main, f"run={copied}", "likelihood=bound")
+
+
 # -- the same numbers however the work is cut ----------------------------------------------------------------
 
 MIXED = "likelihood=exact_count,margin,mixture,square_defect"

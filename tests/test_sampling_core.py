@@ -9,7 +9,7 @@ from oracle import F64
 
 from dlm import sampling
 from dlm.errors import UserError
-from dlm.process import MaskedDiffusion, UniformDiffusion
+from dlm.process import MaskedDiffusion, ScoreMaskedDiffusion, UniformDiffusion
 from dlm.sampling.core import Generation, conditional
 from dlm.sampling.noise import ORDER, VALUE, WHERE, RowNoise
 
@@ -162,6 +162,21 @@ def test_nucleus_is_the_smallest_set_with_the_mass():
     for wrong in ({"temperature": 0.0}, {"temperature": -1}, {"top_p": 0.0}, {"top_p": 1.1}):
         with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
             sampling.warp(**wrong)
+
+
+def test_a_warp_leaves_the_rate_of_revealing_alone():
+    """Unnormalised scores reveal at Z times the nominal rate; temperature and top_p change the law of the token and
+    not Z (1e-14): the probability of staying a mask is the same."""
+    process, logits = ScoreMaskedDiffusion(5), torch.randn(6, 5, dtype=F64, generator=seeded())
+    x, t = torch.full((6,), 5), torch.full((6,), 0.8, dtype=F64)
+    plain = process.event(logits, x, t, t - 0.3)
+    for reshape in (sampling.warp(0.5), sampling.warp(top_p=0.6)):
+        run = Generation(process, everywhere, *blank(1, 6), seeded(), reshape)
+        warped = process.event(run.warped(logits), x, t, t - 0.3)
+        torch.testing.assert_close(warped[:, 5], plain[:, 5], rtol=0, atol=1e-14)
+        law = warped[:, :5] / warped[:, :5].sum(-1, keepdim=True)
+        torch.testing.assert_close(law, reshape(logits).softmax(-1), rtol=0, atol=1e-14)
+        assert (law - logits.softmax(-1)).abs().max() > 0.1
 
 
 # --- grids --------------------------------------------------------------------------------------------------

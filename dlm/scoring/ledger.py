@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlm.files import append_row, drop_torn_line, read_lines
+from dlm.files import append_row, drop_torn_line, read_lines, writing
 
 
 class Entry(NamedTuple):
@@ -39,7 +39,8 @@ class Ledger:
         """What the file holds, after mending a torn last line; written anew with its identity if there is none."""
         if self.path is None:
             return []
-        self.path.parent.mkdir(exist_ok=True)
+        with writing(self.path.parent):
+            self.path.parent.mkdir(exist_ok=True)
         drop_torn_line(self.path)
         rows = read_lines(self.path)
         if not rows:

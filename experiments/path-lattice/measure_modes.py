@@ -1,4 +1,4 @@
-"""Nine modes of unequal weight: what networks make of finite samples of them, and how evenly their states train."""
+"""Nine modes of unequal weight: what networks make of finite samples, and how evenly their states train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the measurements share: the toy languages, how networks are trained on them, how their tables are judged."""
+"""What the measurements share: the toy languages, how networks are trained on them and judged."""
 
 from __future__ import annotations
 
