@@ -165,8 +165,8 @@ def test_nucleus_is_the_smallest_set_with_the_mass():
 
 
 def test_a_warp_leaves_the_rate_of_revealing_alone():
-    """Unnormalised scores reveal at Z times the nominal rate; temperature and top_p change the law of the token and
-    not Z (1e-14): the probability of staying a mask is the same."""
+    """Unnormalised scores reveal at Z times the nominal rate; temperature and top_p change the law of the token
+    and not Z: the probability of staying a mask is the same (1e-14)."""
     process, logits = ScoreMaskedDiffusion(5), torch.randn(6, 5, dtype=F64, generator=seeded())
     x, t = torch.full((6,), 5), torch.full((6,), 0.8, dtype=F64)
     plain = process.event(logits, x, t, t - 0.3)

@@ -22,11 +22,21 @@ from dlm.errors import UserError
 from dlm.measurements import Measurements
 from dlm.page import Prose, Section, page
 
+MEASURED = {
+    "drawings": ("balanced",),
+    "selection": ("network, biased", "network, neutral"),
+    "unvisited": ("before", "steps", "visits_per_step"),
+    "trembling": ("rates", *(f"edge, {order}" for order in ORDERS)),
+    "orders": ("languages", "entropy"),
+    "coverage": ("sets", "steps", "modes"),
+    "imbalance": ("steps", "states", "masks", "expected", *METHODS),
+}
+"""What each file must hold before anything is drawn from it."""
+
 
 def compute(measured: Measurements) -> dict[str, Any]:
     """The numbers of the verdict, each as [mean, standard error over seeds]."""
-    files = ("selection", "unvisited", "trembling", "orders", "coverage", "imbalance")
-    data = {name: measured.json(f"{name}.json") for name in files}
+    data = {name: measured.json(f"{name}.json", *keys) for name, keys in MEASURED.items()}
 
     def pair(values: Any) -> list[float]:
         mean, se = mean_se(values)
