@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracle import F64, WORLD, Exact, model_law, ordered_law, random_network, sequences
-from test_sampling_grids import agrees, blank, close, exact, genmd4, seeded
+from sampler_laws import agrees, blank, close, exact, genmd4, seeded
 
 from dlm import sampling
 from dlm.errors import UserError
