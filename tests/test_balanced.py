@@ -4,9 +4,9 @@ import pytest
 import torch
 from oracle import F64, TWO_STRINGS, WORLD, Exact, Table, random_network, sequences
 
-from dlm.lattice import Lattice
 from dlm.process import MaskedDiffusion
 from dlm.process.balanced import BalancedDiffusion
+from dlm.toy.lattice import Lattice
 
 LATTICE = Lattice(3, 3)
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from dlm.crossing import Crossing, upcrossing, x1, x2
-from dlm.curve import Curve, common_epochs, interpolation, running_argmin
+from dlm.report.crossing import Crossing, upcrossing, x1, x2
+from dlm.report.curve import Curve, common_epochs, interpolation, running_argmin
 
 EPOCHS = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256.0])
 WINDOWS = 64

@@ -7,7 +7,6 @@ import pytest
 import torch
 from oracle import F64, WORLD, Exact, Table, average, order_log_likelihoods
 
-from dlm.channels import shuffle, shuffle_range
 from dlm.process import MaskedDiffusion
 from dlm.process.destroyers import (
     MashLastToken,
@@ -18,6 +17,7 @@ from dlm.process.destroyers import (
     sequences,
 )
 from dlm.process.schedule import Cosine
+from dlm.toy.channels import shuffle, shuffle_range
 
 DESTROYERS = [MashLastToken, MashOneRandomUnmaskedToken, ShuffleOneRandomToken]
 

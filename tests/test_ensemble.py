@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dlm import lattice as la
 from dlm.backbone import Transformer
-from dlm.ensemble import Ensemble, Tables, conditionals, looks, train
-from dlm.lattice import Lattice
 from dlm.process import MaskedDiffusion
 from dlm.process.balanced import BalancedDiffusion
+from dlm.toy import lattice as la
+from dlm.toy.ensemble import Ensemble, Tables, conditionals, looks, train
+from dlm.toy.lattice import Lattice
 
 SQUARE = Lattice(2, 2)
 HALVES = torch.tensor([0.0, 0.5, 0.0, 0.5], dtype=torch.float64)

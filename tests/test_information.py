@@ -8,9 +8,12 @@ import torch
 from oracle import F64, WORLD, Exact, Table, average, integrand, order_log_likelihoods
 from oracle import mutual_information as oracle_information
 
-from dlm import channels as ch
 from dlm.build import build_processes
-from dlm.information import (
+from dlm.process import GenMaskedDiffusion, MaskedDiffusion, UniformDiffusion
+from dlm.process.destroyers import MashLastToken, MashOneRandomUnmaskedToken, ShuffleOneRandomToken
+from dlm.process.schedule import Cosine
+from dlm.toy import channels as ch
+from dlm.toy.information import (
     Language,
     charged,
     exact_network,
@@ -26,9 +29,6 @@ from dlm.information import (
     token_masked_information,
     uniform_information,
 )
-from dlm.process import GenMaskedDiffusion, MaskedDiffusion, UniformDiffusion
-from dlm.process.destroyers import MashLastToken, MashOneRandomUnmaskedToken, ShuffleOneRandomToken
-from dlm.process.schedule import Cosine
 
 LANGUAGE = Language(3, WORLD.clean, WORLD.p)
 HALVES = torch.tensor([0.5, 0.25, 0.25], dtype=F64)

@@ -13,8 +13,8 @@ from conftest import ROOT
 from dlm import config, experiment, laboratory
 from dlm.errors import UserError
 from dlm.laboratory import Laboratory
-from dlm.measurements import Measurements
 from dlm.plan import Command, load
+from dlm.report.measurements import Measurements
 
 LABORATORIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/measure.py"))
 
@@ -145,7 +145,7 @@ def tiny(tmp_path, monkeypatch):
         "    write_json(directory / 'found.json', settings | {'answer': ANSWER})\n"
     )
     (folder / "report.py").write_text(
-        "from dlm.measurements import Measurements\n"
+        "from dlm.report.measurements import Measurements\n"
         "def main(directory):\n"
         "    m = Measurements(directory)\n"
         "    return m.write('<p>', m.json('found.json', 'answer'))\n"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from oracle import F64, TWO_STRINGS, WORLD, Exact, Table, enumerated_loss, random_network
 
-from dlm import lattice as la
-from dlm.lattice import Lattice
 from dlm.likelihood.orders import order_moments
 from dlm.process import AnyOrder, MaskedDiffusion
+from dlm.toy import lattice as la
+from dlm.toy.lattice import Lattice
 
 SQUARE, CUBE = Lattice(2, 2), Lattice(2, 3)
 HALVES = TWO_STRINGS.p  # p(01) = p(11) = 1/2

@@ -20,10 +20,7 @@ ORDER = [
         "dlm.sampling",
         "dlm.metrics",
         "dlm.data",
-        "dlm.channels",
-        "dlm.information",
-        "dlm.lattice",
-        "dlm.ensemble",
+        "dlm.toy",
     ],
     ["dlm.lm"],
     [
@@ -41,18 +38,7 @@ ORDER = [
         "dlm.speed",
     ],
 ]
-REPORTING = [  # beside the layers: they read files
-    "dlm.report",
-    "dlm.curve",
-    "dlm.crossing",
-    "dlm.style",
-    "dlm.figures",
-    "dlm.tables",
-    "dlm.page",
-    "dlm.trajectory",
-    "dlm.measurements",
-    "dlm.lattice_figure",
-]
+REPORTING = ["dlm.report", "dlm.trajectory"]  # beside the layers: they read files
 ENTRY_POINTS = {
     "dlm.config",
     "dlm.build",

@@ -64,7 +64,7 @@ def test_the_bound_starts_at_ln_v_on_average(method):
 
 
 def test_no_method_is_left_out():
-    """A flow from a source of tokens means the posterior, and a score of one the noise itself: a network that knows
+    """A flow from a source of tokens means the posterior, a score of one the noise itself: a network that knows
     nothing is far from either at small t."""
     assert {"md4", "aoarm", "arm", "dfm_mask"} <= set(WITHOUT_NOISE) and {"shuffle", "genmd4"} <= set(ON_AVERAGE)
     assert set(PATHS) == {"dfm_uniform", "dfm_unigram"}

@@ -15,8 +15,8 @@ import pytest
 
 from dlm.errors import UserError
 from dlm.files import read_lines
-from dlm.report import latest, load_study
-from dlm.style import spread
+from dlm.report.study import latest, load_study
+from dlm.report.style import spread
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "super-data-learners" / "report.py"

@@ -14,10 +14,19 @@ from measure_languages import described, letters, processes, sentences, spread_o
 from measure_tables import nodes, train
 from torch import Tensor
 
-from dlm import channels
-from dlm.channels import account, entropy, known, mutual_information
 from dlm.files import write_json
-from dlm.information import (
+from dlm.process import MaskedDiffusion, Process, UniformDiffusion
+from dlm.process.destroyers import (
+    Destroyer,
+    MashLastToken,
+    MashOneRandomUnmaskedToken,
+    ShuffleOneRandomToken,
+    number,
+    sequences,
+)
+from dlm.toy import channels
+from dlm.toy.channels import account, entropy, known, mutual_information
+from dlm.toy.information import (
     Language,
     charged,
     exact_network,
@@ -31,15 +40,6 @@ from dlm.information import (
     slope,
     token_masked_information,
     uniform_information,
-)
-from dlm.process import MaskedDiffusion, Process, UniformDiffusion
-from dlm.process.destroyers import (
-    Destroyer,
-    MashLastToken,
-    MashOneRandomUnmaskedToken,
-    ShuffleOneRandomToken,
-    number,
-    sequences,
 )
 
 SETTINGS = {

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from dlm.build import build_processes
-from dlm.information import Language
 from dlm.process import GenMaskedDiffusion, Process
 from dlm.process.destroyers import sequences
+from dlm.toy.information import Language
 
 SENTENCES = {  # the essay's own, with weights that are not all equal
     "The cat is black": 4,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlm.information import Language
 from dlm.process import Process
 from dlm.process.destroyers import number
+from dlm.toy.information import Language
 
 
 class TimeTable(nn.Module):

@@ -18,7 +18,7 @@ from report_results import BIT, Lab, compute
 
 from dlm.errors import UserError
 from dlm.files import read_json
-from dlm.page import Prose, Section, Table, chip, page
+from dlm.report.page import Prose, Section, Table, chip, page
 
 
 def plus_minus(pair: Sequence[float | None], digits: int = 3) -> str:

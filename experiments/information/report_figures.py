@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from report_results import BIT, Lab, bits, display
 
-from dlm.page import Figure
-from dlm.style import canvas, heading, ink, key
+from dlm.report.page import Figure
+from dlm.report.style import canvas, heading, ink, key
 
 EXACT = "Exact sums in float64, so there are no error bars."
 ORDERS: dict[str, tuple[str, dict[str, Any]]] = {  # label and mark of each way to use a network

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dlm.measurements import Measurements
-from dlm.page import Figure
-from dlm.style import save
+from dlm.report.measurements import Measurements
+from dlm.report.page import Figure
+from dlm.report.style import save
 
 BIT = math.log(2)
 TIGHT = 1e-5  # nats per unit of time: the central difference's own error stays below it

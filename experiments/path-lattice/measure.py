@@ -1,7 +1,7 @@
 """Networks trained on toy languages, seen whole: every state, every path, every order (see README.md).
 
-All networks of one measurement train side by side on `process.loss` (dlm.ensemble); what they have learned is read
-as a table of conditionals mu [S N L V] over all states of the lattice, so that no measured number is itself
+All networks of one measurement train side by side on `process.loss` (dlm.toy.ensemble); what they have learned is
+read as a table of conditionals mu [S N L V] over all states of the lattice, so that no measured number is itself
 sampled.
 Every file holds one value per seed; the report averages.
 """
@@ -16,11 +16,11 @@ from measure_modes import coverage, imbalance
 from measure_toys import CUBE, SQUARE, language, languages, learn, networks, quality, series
 from torch import Tensor
 
-from dlm import lattice as la
-from dlm.ensemble import Ensemble, Tables, conditionals, imitate
 from dlm.files import write_json
-from dlm.lattice import Lattice
 from dlm.process import MaskedDiffusion
+from dlm.toy import lattice as la
+from dlm.toy.ensemble import Ensemble, Tables, conditionals, imitate
+from dlm.toy.lattice import Lattice
 
 SETTINGS = {
     "seeds": list,

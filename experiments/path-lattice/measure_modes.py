@@ -10,10 +10,10 @@ import torch
 from measure_toys import MODES, learn, modes, networks, quality, series
 from torch import Tensor
 
-from dlm import lattice as la
 from dlm.noise import Stream, generator
 from dlm.process import MaskedDiffusion, Process
 from dlm.process.balanced import BalancedDiffusion
+from dlm.toy import lattice as la
 
 
 def coverage(settings: dict[str, Any]) -> dict[str, Any]:

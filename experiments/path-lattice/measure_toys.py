@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm import lattice as la
-from dlm.ensemble import Ensemble, Net, train
-from dlm.lattice import Lattice
 from dlm.noise import Stream, generator
 from dlm.process import Process
+from dlm.toy import lattice as la
+from dlm.toy.ensemble import Ensemble, Net, train
+from dlm.toy.lattice import Lattice
 
 SQUARE, CUBE, MODES = Lattice(2, 2), Lattice(2, 3), Lattice(3, 4)
 
@@ -57,7 +57,7 @@ def learn(
     settings: dict[str, Any],
     **options: Any,
 ) -> tuple[list[int], list[Tensor]]:
-    """`dlm.ensemble.train` with the settings of the study."""
+    """`dlm.toy.ensemble.train` with the settings of the study."""
     options = {"steps": settings["steps"], "batch": settings["batch"], "marks": settings["marks"]} | options
     return train(net, processes, seeds, p, **options)
 

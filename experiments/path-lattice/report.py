@@ -19,8 +19,8 @@ from report_modes import METHODS, coverage, imbalance
 from report_style import mean_se
 
 from dlm.errors import UserError
-from dlm.measurements import Measurements
-from dlm.page import Prose, Section, page
+from dlm.report.measurements import Measurements
+from dlm.report.page import Prose, Section, page
 
 MEASURED = {
     "drawings": ("balanced",),

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.lines import Line2D
 from report_style import BARS, BLUE, GREEN, GREY, INK, ORANGE, band, mean_se, shown, since, step_axis
 
-from dlm.lattice_figure import draw_lattice, layers, square
-from dlm.measurements import Measurements
-from dlm.page import Figure
-from dlm.style import Tag, canvas, heading, key, label_right
+from dlm.report.lattice_figure import draw_lattice, layers, square
+from dlm.report.measurements import Measurements
+from dlm.report.page import Figure
+from dlm.report.style import Tag, canvas, heading, key, label_right
 
 ORDERS = {"0": (ORANGE, "position 1 first"), "0.5": (INK, "random order"), "1": (BLUE, "constraint first")}
 

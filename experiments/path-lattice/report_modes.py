@@ -10,9 +10,9 @@ from markupsafe import Markup
 from matplotlib.lines import Line2D
 from report_style import BARS, BLUE, GREEN, GREY, ORANGE, band, mean_se, shown, signed, since, step_axis
 
-from dlm.measurements import Measurements
-from dlm.page import Figure, Table
-from dlm.style import canvas, heading, key
+from dlm.report.measurements import Measurements
+from dlm.report.page import Figure, Table
+from dlm.report.style import canvas, heading, key
 
 MASSES = {"seen": (BLUE, "modes seen"), "unseen": (GREEN, "modes not seen"), "invalid": (ORANGE, "no mode")}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dlm.measurements import Measurements
-from dlm.page import Figure
-from dlm.style import log_axis, save
-from dlm.tables import plus_minus
+from dlm.report.measurements import Measurements
+from dlm.report.page import Figure
+from dlm.report.style import log_axis, save
+from dlm.report.tables import plus_minus
 
 INK, BLUE, ORANGE, GREEN, GREY = "#222222", "#0072b2", "#c8590a", "#009e73", "#777777"
 BARS = "Bands and bars: ± one standard error over seeds."

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from dlm.crossing import Crossing, x1, x2
 from dlm.errors import UserError
-from dlm.figures import best_figure, compute_figure, crossings_figure, curves_figure
-from dlm.page import Listing, Prose, Section, page
-from dlm.report import Study, best, load_study, unit
-from dlm.tables import (
+from dlm.report.crossing import Crossing, x1, x2
+from dlm.report.figures import best_figure, compute_figure, crossings_figure, curves_figure
+from dlm.report.page import Listing, Prose, Section, page
+from dlm.report.study import Study, best, load_study, unit
+from dlm.report.tables import (
     arms_table,
     audit_table,
     crossings_table,

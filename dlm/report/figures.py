@@ -1,7 +1,7 @@
 """The figures of any study of loss curves: against epochs, against compute, the crossings, the likelihoods.
 
 `results` is what a study's report computes and writes to results.json. Read here: `unit`; `labels`, by arm;
-`best`, the entries of `dlm.report.best`; `comparisons`, each with its `cell`, `process` and `baseline`, the
+`best`, one entry per arm and cell; `comparisons`, each with its `cell`, `process` and `baseline`, the
 crossings `x1` and `x2` as JSON, and under `missing` why there are none, else None.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
-from dlm.crossing import Crossing
-from dlm.curve import Curve
-from dlm.page import Figure
-from dlm.report import Study
-from dlm.style import Tag, canvas, heading, ink, key, label_right, log_axis, save
+from dlm.report.crossing import Crossing
+from dlm.report.curve import Curve
+from dlm.report.page import Figure
+from dlm.report.study import Study
+from dlm.report.style import Tag, canvas, heading, ink, key, label_right, log_axis, save
 
 GREY = "#777777"
 SAME = {"ls": "", "marker": "o", "ms": 6, "mfc": "white", "mec": GREY, "mew": 1.3, "label": "X1: same epoch"}

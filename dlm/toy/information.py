@@ -1,6 +1,6 @@
 """What a destroying process leaves to know, and the bound of a network as the rate at which it goes.
 
-From x0 on a destroying process is a chain of channels (dlm.channels), so I(x0; x_t) never grows, and with the
+From x0 on a destroying process is a chain of channels (dlm.toy.channels), so I(x0; x_t) never grows, and with the
 exact network, in continuous time,
 
     integrand of the bound at t = -d/dt I(x0; x_t),       so the whole bound is I(x0; x_0) - I(x0; x_1) = H(x0):
@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.channels import entropy, mutual_information
 from dlm.process import Process
 from dlm.process.base import Denoise
 from dlm.process.destroyers import Destroyer, ShuffleOneRandomToken, number, sequences
+from dlm.toy.channels import entropy, mutual_information
 
 
 class Language:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from dlm.errors import UserError
 from dlm.files import read_json, write_atomically, write_json
-from dlm.page import Table
+from dlm.report.page import Table
 
 
 class Measurements:

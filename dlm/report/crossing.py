@@ -34,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dlm.curve import Array, Curve, common_epochs, interpolation, running_argmin
+from dlm.report.curve import Array, Curve, common_epochs, interpolation, running_argmin
 
 Status = Literal["clear", "within noise", "from the start", "not reached"]
 

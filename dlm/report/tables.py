@@ -1,6 +1,6 @@
 """The tables of any study: crossings, likelihoods, runs, protocol, data audit, samples, missing runs, provenance.
 
-`results` is described in `dlm.figures`; the crossings here include `x2_matched`.
+`results` is described in `dlm.report.figures`; the crossings here include `x2_matched`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dlm.crossing import Crossing
-from dlm.page import Listing, Prose, Table, chip, swatch
-from dlm.report import Run, Study
-from dlm.style import ink
+from dlm.report.crossing import Crossing
+from dlm.report.page import Listing, Prose, Table, chip, swatch
+from dlm.report.study import Run, Study
+from dlm.report.style import ink
 
 TONES = {"clear": "good", "from the start": "good", "within noise": "maybe", "not reached": "none"}
 

@@ -1,4 +1,4 @@
-"""The lattice of masked strings, drawn: what `dlm.lattice` computes, as a reader of files sees it (no torch).
+"""The lattice of masked strings, drawn: what `dlm.toy.lattice` computes, as a reader of files sees it (no torch).
 
 A drawing is {"length": L, "visits": {label: probability}, "edges": [[from, to, probability], ...]} with states by
 their labels, `_` for a mask.  Width and opacity of an edge are its probability, the tint of a state how often the

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from dlm import lattice as la
 from dlm.backbone import Transformer
-from dlm.lattice import Lattice
 from dlm.noise import Stream, generator
 from dlm.process import Process
+from dlm.toy import lattice as la
+from dlm.toy.lattice import Lattice
 
 
 class Ensemble:

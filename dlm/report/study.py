@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from dlm.curve import Curve
 from dlm.errors import UserError
 from dlm.files import read_json, read_lines
+from dlm.report.curve import Curve
 
 
 def latest(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:

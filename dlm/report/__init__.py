@@ -1,0 +1,1 @@
+"""What reports are made of: files in, figures and pages out. No torch anywhere in here."""

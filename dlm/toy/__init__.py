@@ -1,0 +1,1 @@
+"""Worlds small enough to list, and networks small enough to train side by side: what the laboratories measure."""
