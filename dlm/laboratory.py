@@ -9,12 +9,12 @@ A folder experiments/<name>/ is a laboratory if it holds
     laptop.yaml   smoke.yaml   README.md
 
 `measure.py` may import torch and all of dlm; `report.py` never reaches torch and reads what was measured through
-dlm.report.measurements.  Either may be divided among neighbours in the folder, measure_*.py and report_*.py,
-imported by their plain names.  `python -m dlm.experiment name=<name> scale=<scale>` measures into <output_dir>/<name>/<scale>/
-and then reports; laboratory.json, written last, says of which settings and which code the measurements are, and
-the same ones are never taken twice.  One process, one thread.  stage=plan prints what would be done, stage=report
-takes what is there.  `seeds=0,1` replaces the scale's list where SETTINGS has `seeds`; arms, workers and minutes
-mean nothing here and are refused.
+dlm.report.measurements. Either may be divided among neighbours in the folder, measure_*.py and report_*.py,
+imported by their plain names. `python -m dlm.experiment name=<name> scale=<scale>` measures into
+<output_dir>/<name>/<scale>/ and then reports; laboratory.json, written last, says of which settings and which
+code the measurements are, and the same ones are never taken twice. One process, one thread. stage=plan prints
+what would be done, stage=report takes what is there. `seeds=0,1` replaces the scale's list where SETTINGS has
+`seeds`; arms, workers and minutes mean nothing here and are refused.
 """
 
 import hashlib
