@@ -176,6 +176,8 @@ def command_line(schema: type, arguments: list[str]) -> Any:
         if "=" not in argument or key not in {f.name for f in fields(schema)}:
             known = ", ".join(f.name for f in fields(schema))
             raise UserError(f"do not understand {argument!r}: expected key=value with a key of {known}")
+        if argument == f"{key}=":
+            raise UserError(f"{key}= has no value")
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(arguments)))
 
 

@@ -183,6 +183,7 @@ def test_runs_whose_data_changed(command, tmp_path, text, refused):
         (["windows=0"], ["windows"]),
         (["batch_size=0"], ["batch_size"]),
         (["batchsize=3"], ["batchsize"]),
+        (["split="], ["split= has no value"]),
     ],
     ids=str,
 )
