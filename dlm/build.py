@@ -13,6 +13,8 @@ from dlm.lm import DiffusionLM, LanguageModel
 from dlm.noise import Stream, stream_seed
 from dlm.process import Process
 
+COUNTED_AT_ONCE = 1 << 24  # tokens
+
 
 def build_data(cfg: DictConfig) -> DataModule:
     """The data of a run; tells the configuration the vocabulary size it found."""
@@ -44,10 +46,13 @@ def build_model(cfg: DictConfig, fingerprint: str, total_steps: int) -> Language
 
 
 def observe(model: LanguageModel, data: DataModule) -> None:
-    """Let a process whose noise has the frequencies of the data count the training split."""
-    if isinstance(model, DiffusionLM):
-        tokens = torch.from_numpy(np.asarray(data.source.tokens("train"), dtype=np.int64)).flatten()
-        model.process.observe(torch.bincount(tokens, minlength=data.source.vocab_size))
+    """Let a process whose noise has the frequencies of the data count the training split, a part at a time."""
+    if not (isinstance(model, DiffusionLM) and model.process.counts_tokens):
+        return
+    tokens, counts = data.source.tokens("train").reshape(-1), np.zeros(data.source.vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=len(counts))
+    model.process.observe(torch.from_numpy(counts))
 
 
 def build_processes(vocab_size: int) -> dict[str, Process]:

@@ -167,6 +167,7 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
     has = model.likelihoods(command.steps, command.grid)
     headline = next(iter(has))
     if command.likelihood == "all":
+        check_calibration(model, command)
         return has
     asked = [name.strip() for name in (command.likelihood or headline).split(",")]
     if has[headline].bound != EXACT:  # an autoregressive model has no bound
@@ -175,8 +176,15 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
         if name not in has:
             raise UserError(f"likelihood={name}: this {type(model).__name__} has {', '.join(has)}, no {name!r}")
     kinds = {name: has[name] for name in asked}
+    check_calibration(model, command)
     check_options(kinds, command)
     return kinds
+
+
+def check_calibration(model: LanguageModel, command: Command) -> None:
+    """Raises UserError for a network whose logits are no law of a token."""
+    if command.calibrate and model.identity.get("predicts") == "score":
+        raise UserError("calibrate=true divides logits by a temperature; a score network's are ratios, not a law")
 
 
 def check_options(kinds: dict[str, Kind], command: Command) -> None:
@@ -225,6 +233,7 @@ def score_chosen(scorer: Scorer, kinds: dict[str, Kind], command: Command) -> No
             for line in rows.lines(results, command.precision):
                 print(line, flush=True)
             settings = "".join(f"-{value}" for value in kind.settings.values())
+            settings += f"-{n}" if kind.count == "orders" else ""
             file = f"{name}{settings}-{command.split}-{command.checkpoint}.json"
             write_json(Path(command.run) / "likelihoods" / file, result)
 
@@ -287,7 +296,8 @@ def main() -> None:
     kinds = chosen(model, command) if wanted else {}
     with joined() as ranks:
         if wanted:
-            directory, content = run.path / "likelihoods", content_hash(run.path / f"{command.checkpoint}.ckpt")
+            directory = run.path / "likelihoods"
+            content = content_hash(run.path / f"{command.checkpoint}.ckpt") + content_hash(run.config)
             scorer = Scorer(model, data, command.batch_size, command.windows, directory, content, ranks)
             score_chosen(scorer, kinds, command)
         elif ranks.first:

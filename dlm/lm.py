@@ -30,8 +30,6 @@ from dlm.metrics import Score, WindowNLL
 from dlm.noise import Stream, generator, lattice, stream_seed, uniforms
 from dlm.process import Bound, FlowMatching, GenMaskedDiffusion, MaskedDiffusion, Process, UniformDiffusion
 
-DEFAULT_STEPS = 64  # of the T-step bound of a process that has no steps of its own
-
 
 @dataclass
 class Optimisation:
@@ -83,6 +81,7 @@ class LanguageModel(lightning.LightningModule):
 
     samplers: dict[str, Callable[..., sampling.Sample]]
     noise_draws = 1
+    network_passes = 1
 
     def __init__(
         self,
@@ -276,7 +275,7 @@ class DiffusionLM(LanguageModel):
             )
         super().__init__(backbone, **kwargs)
         self.process = process
-        self.noise_draws = process.noise_draws
+        self.noise_draws, self.network_passes = process.noise_draws, process.network_passes
         self.identity["predicts"] = process.predicts
         self.samplers = {"ancestral": self._bind(sampling.ancestral), "tau_leap": self._bind(sampling.tau_leap)}
         if process.mask_predictor:
@@ -293,6 +292,10 @@ class DiffusionLM(LanguageModel):
             self.process, self.backbone, given, free, rng, **options
         )
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.process.end_of_step()
+
     def bound(self, x0, target, places, noise):
         return self.process.loss(self.backbone, x0, self.process.times(places), target, noise)
 
@@ -300,7 +303,7 @@ class DiffusionLM(LanguageModel):
         own = self.process.steps
         if own is not None and (steps not in (None, own) or grid not in (None, "uniform")):
             raise UserError(f"{type(self.process).__name__} has its own {own} steps on a uniform grid")
-        steps, grid = own or steps or DEFAULT_STEPS, grid or "uniform"
+        steps, grid = own or steps or sampling.DEFAULT_STEPS, grid or "uniform"
         times = sampling.time_grid(steps, grid, self.process.t_max).flip(0)
         scores = {name: score for name, score in sampling.POLICIES.items() if score is not None}
         return likelihood.kinds(self.process, scores, times, grid)

@@ -78,7 +78,7 @@ def measure(cfg: DictConfig, seconds: float = 3.0) -> dict[str, float | str | in
         "tokens_per_second": round(trained),
         "best_tokens_per_second": round(best),
         "scored_tokens_per_second": round(scored),
-        "flops_per_token": model.backbone.flops_per_token(cfg.seq_len) * model.noise_draws,
+        "flops_per_token": model.backbone.flops_per_token(cfg.seq_len) * model.network_passes,
         "hardware": device.describe(),
     }
 

@@ -40,7 +40,7 @@ def build_trainer(
     """Lightning's Trainer: evaluation at logarithmically spaced epochs, checkpoints that survive a kill."""
     t, evaluation = cfg.trainer, cfg.evaluation
     marks = callbacks.evaluation_steps(steps, data.steps_per_epoch, evaluation.per_octave, evaluation.first_epoch)
-    flops = model.backbone.flops_per_token(data.source.seq_len) * model.noise_draws
+    flops = model.backbone.flops_per_token(data.source.seq_len) * model.network_passes
     parts: list[lightning.Callback] = [callbacks.EvaluationSchedule(marks), callbacks.Ema(cfg.optim.ema)]
     parts.append(callbacks.RunLog(run, t.log_every, flops))
     if evaluation.overfit_margin is not None:

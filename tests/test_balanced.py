@@ -4,6 +4,7 @@ import pytest
 import torch
 from oracle import F64, TWO_STRINGS, WORLD, Exact, Table, random_network, sequences
 
+from dlm.errors import UserError
 from dlm.process import MaskedDiffusion
 from dlm.process.balanced import BalancedDiffusion
 from dlm.toy.lattice import Lattice
@@ -24,6 +25,7 @@ def experienced(power=1.0, seed=0):
     process = BalancedDiffusion(3, power=power, buckets=1 << 16)
     x0, t, _, noise = batch(20_000, seed)
     process.count(process.corrupt(x0, t, noise[0]))
+    process.end_of_step()
     return process
 
 
@@ -59,8 +61,11 @@ def test_counts_advance_only_in_training_passes():
     process.loss(net, x0, t, target, noise)
     net.logits.requires_grad_()
     process.eval().loss(net, x0, t, target, noise)
+    process.end_of_step()
     assert process.visited.sum() == 0
     process.train().loss(net, x0, t, target, noise)
+    assert process.visited.sum() == 0, "not before the optimiser has stepped"
+    process.end_of_step()
     assert process.visited.sum() == (process.corrupt(x0, t, noise[0]) == 3).any(1).sum() > 30
     resumed = BalancedDiffusion(3)
     resumed.load_state_dict(process.state_dict())
@@ -110,6 +115,21 @@ def test_visits_that_train_are_flatter(power):
     assert low < peak < high, peak
 
 
+def test_a_batch_is_judged_alike_however_it_is_divided():
+    """Four micro-batches of one optimiser step keep the rows, and leave the counts, of the whole batch."""
+    net = random_network(MaskedDiffusion(3), WORLD)
+    net.logits.requires_grad_()
+    x0, t, target, noise = batch(400, seed=7)
+    whole, parts = experienced(), experienced()
+    together = whole.loss(net, x0, t, target, noise).objective
+    rows = torch.arange(400).chunk(4)
+    apart = torch.cat([parts.loss(net, x0[r], t[r], target[r], noise[:, r]).objective for r in rows])
+    assert torch.equal(together, apart) and (together == 0).any()
+    for process in (whole, parts):
+        process.end_of_step()
+    assert torch.equal(whole.visited, parts.visited) and whole.visited.sum() > 15_000
+
+
 def test_two_strings_train_their_states_alike():
     """T58: where MD4 meets _1 and 0_ 2 : 1, the kept visits approach 1 : 1 (s.e. 0.04)."""
     process, kept = BalancedDiffusion(2), torch.zeros(9)
@@ -119,11 +139,12 @@ def test_two_strings_train_their_states_alike():
     for seed in range(40):
         x0, t, target, noise = batch(500, seed, TWO_STRINGS)
         bound = process.loss(table, x0, t, target, noise)
+        process.end_of_step()
         kept += lattice.index(process.corrupt(x0, t, noise[0]))[bound.objective > 0].bincount(minlength=9)
     ratio = float(kept[lattice.state("_1")] / kept[lattice.state("0_")])
     assert 0.85 < ratio < 1.15, ratio
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         BalancedDiffusion(3, power=-1.0)

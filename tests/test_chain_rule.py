@@ -32,6 +32,7 @@ from dlm.likelihood import (
     square_defect,
     variance_pseudo_values,
 )
+from dlm.likelihood.squares import square_defect_draws
 from dlm.process import MaskedDiffusion
 from dlm.process.schedule import Cosine
 from dlm.sampling.policy import POLICIES
@@ -345,3 +346,21 @@ def test_random_squares_estimate_all_of_them():
     some = torch.tensor([4, 30])
     again = square_defect(process, net, LONGER.clean[some], some, draws=300, seed=1)
     close(again.mean, sampled.mean[some], 1e-12)
+
+
+def test_squares_leave_given_tokens_alone():
+    """Two targets and a given token make one square per context: every draw is its defect, to 1e-12."""
+    target = torch.tensor([False, True, True]).expand_as(WORLD.clean)
+    drawn = square_defect_draws(MD4, RN, WORLD.clean, torch.arange(27), 6, 0, target=target)
+
+    def log_mu(masked):
+        hidden = torch.tensor(masked).expand_as(WORLD.clean)
+        x_t = torch.where(hidden, 3, WORLD.clean)
+        table = RN(x_t, torch.full((27,), 0.5, dtype=F64)).log_softmax(-1)
+        return table.gather(-1, WORLD.clean[..., None])[..., 0]
+
+    both, second, third = (log_mu(m) for m in ([False, True, True], [False, True, False], [False, False, True]))
+    wanted = (both[:, 1] + third[:, 2] - both[:, 2] - second[:, 1]).abs()
+    close(drawn, wanted[:, None].expand(-1, 6), 1e-12)
+    with pytest.raises(UserError, match="swaps two tokens"):
+        square_defect_draws(MD4, RN, WORLD.clean, torch.arange(27), 6, 0, target=target & (WORLD.clean < 0))

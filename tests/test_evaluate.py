@@ -20,6 +20,7 @@ from dlm.scoring import Ranks, Scorer
 
 flow_run = trained("dfm_uniform")
 genmd4_run = trained("genmd4")
+score_run = trained("sedd_uniform")
 CHAIN_RULES = {"left_to_right", "top_probability", "margin", "log_ratio", "entropy"}
 OF_MASKS = {"exact_count", "random_order", "mixture", "order_variance", "square_defect"} | CHAIN_RULES
 
@@ -320,3 +321,31 @@ def test_finite_time_processes_have_their_own_steps(tmp_path, called, refused):
     block = RunDirectory(run).read_record()["likelihood"]["bound"]
     assert found["nats_per_token"] == pytest.approx(block["nats_per_token"], rel=1e-6)
     assert f"{steps} steps" in refused(evaluate.main, f"run={run}", "likelihood=steps", "steps=3")
+
+
+def test_an_infinite_bound_says_so_and_stops(score_run, tmp_path, called, monkeypatch):
+    """A score network whose step cannot lead to the data: one line, null in the JSON, whatever the precision."""
+    run = shutil.copytree(score_run, tmp_path / "run")
+    monkeypatch.setattr(
+        "dlm.process.ScoreUniformDiffusion.step_kl", lambda self, logits, x0, *_: torch.full(x0.shape, torch.inf)
+    )
+    out = called(evaluate.main, f"run={run}", "likelihood=steps", "windows=4", "precision=0.1", "steps=4")
+    assert "infinite" in out and "4-step bound" in out
+    found = results(run)["steps"]
+    assert found["nats_per_token"] is None and "NaN" not in json.dumps(found)
+
+
+def test_scores_are_not_tempered(score_run, refused):
+    for likelihood in ("bound", "all"):
+        line = refused(evaluate.main, f"run={score_run}", "calibrate=true", f"likelihood={likelihood}")
+        assert "calibrate" in line and "score" in line
+
+
+def test_numbers_of_another_configuration_are_not_mixed_in(copied, called):
+    """What decides numbers beside the checkpoint's content: a changed config.yaml opens another ledger."""
+    called(evaluate.main, f"run={copied}", "likelihood=bound", "windows=2")
+    before = set(ledgers(copied))
+    config = copied / "config.yaml"
+    config.write_text(config.read_text() + "# edited\n")
+    called(evaluate.main, f"run={copied}", "likelihood=bound", "windows=2")
+    assert len(set(ledgers(copied)) - before) == 1

@@ -495,6 +495,20 @@ def _wide_world():
     return type("", (), {"length": 4, "vocab_size": 3})()
 
 
+def test_network_passes_are_counted(process):
+    """`network_passes` is how often one loss asks the network: what FLOPs are counted by."""
+    _, x0, _, t = cases(process, 5)
+    net, asked = random_network(process, _wide_world(), 0), []
+
+    def watched(x_t, t, where=None):
+        asked.append(1)
+        return net(x_t, t, where)
+
+    noise = torch.rand(process.noise_draws, *x0.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+    process.loss(watched, x0, t, torch.ones_like(x0, dtype=torch.bool), noise)
+    assert len(asked) == process.network_passes
+
+
 def test_asking_only_where_needed_changes_nothing(process):
     """A denoiser that offers `cross_entropy`, and logits at some positions, gives the loss of the plain one."""
     _, x0, _, t = cases(process)

@@ -69,7 +69,7 @@ def test_samplers_have_the_law_of_their_steps(name, monkeypatch):
 def test_thinning_is_the_plain_posterior(process, monkeypatch):
     """(1 - event_prob) delta + event_prob event is Bayes' rule written out, at every step of a grid (1e-12):
     uniform from q(z | y) q_s(y | c), GenMD4 from rho_v = (s/t)^{w_v}, MD4 and flow matching as mixtures."""
-    net, grid = random_network(process, WORLD, seed=2), sampling.time_grid(5)
+    net, grid = random_network(process, WORLD, seed=2), sampling.time_grid(5, t_max=process.t_max)
     states = sequences(process.num_states, 3)
     recording = recorded(monkeypatch, sampling.ancestral, process, net, steps=5)
     eye = torch.eye(process.num_states, dtype=F64)
@@ -90,6 +90,25 @@ def test_thinning_is_the_plain_posterior(process, monkeypatch):
         with torch.no_grad():
             got = position_laws(process, net, recording, step, states)
         close(got, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("sampler", [sampling.ancestral, sampling.tau_leap, sampling.remdm])
+def test_a_process_is_sampled_from_where_it_starts_in_its_own_steps(sampler):
+    """The network is first asked at t_max, never beyond; a process of T steps takes T unless told otherwise."""
+    asked = []
+    cut = MaskedDiffusion(3, t_max=0.6) if sampler is sampling.remdm else UniformDiffusion(3, t_max=0.6)
+    stepped = MaskedDiffusion(3, steps=7)
+    for process in (cut, stepped):
+        net = random_network(process, WORLD)
+
+        def watched(x_t, t, where=None, net=net):
+            asked.extend(t.tolist())
+            return net(x_t, t, where)
+
+        asked.clear()
+        sampler(process, watched, *blank(), seeded(0))
+        assert max(asked) <= process.t_max
+    assert {round(7 * t, 9) for t in asked} <= set(range(1, 8))
 
 
 PROCESSES = build_processes(3)

@@ -7,10 +7,21 @@ from sampler_laws import close, exact, grid_law, kernel, position_laws, recorded
 
 from dlm import sampling
 from dlm.process import FlowMatching, MaskedDiffusion
-from dlm.process.schedule import Cosine, Geometric, Kappa, LogLinear
+from dlm.process.schedule import Cosine, Geometric, Kappa, Linear, LogLinear
 from dlm.sampling.diffusion import remasking
 
 DFM_MASK = FlowMatching(3, "mask")
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Kappa(2), LogLinear()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("grid", [{"steps": 1}, {"steps": 3}, {"grid": [1.0, 0.0]}], ids=str)
+def test_no_mask_is_left_by_any_number_of_steps(schedule, grid):
+    """The last step reveals everything, the only one included, where nothing was visible at its start."""
+    process = MaskedDiffusion(3, schedule)
+    given, free = torch.zeros(20, 3, dtype=torch.long), torch.ones(20, 3, dtype=torch.bool)
+    for remask in ("cap", "rescale"):
+        x = sampling.remdm(process, random_network(process, WORLD), given, free, seeded(), remask=remask, **grid).x
+        assert (x < 3).all()
 
 
 @pytest.mark.parametrize("corrector", [0.0, 2.0])

@@ -130,7 +130,7 @@ def test_a_run_may_resume_with_other_hardware_settings(tmp_path, whole):
     assert same_weights(path, whole["method=md4",], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["md4", "genmd4", "shuffle", "arm"])
+@pytest.mark.parametrize("method", ["md4", "genmd4", "shuffle", "arm", "md4_balanced"])
 def test_accumulating_is_one_large_batch(method, tmp_path):
     """Two micro-batches of two against one of four: logged losses and weights to 1e-5."""
     one = toy_run(tmp_path / "1", f"method={method}")

@@ -65,19 +65,16 @@ def continuous_nelbo(
 
     The mean over draws is unbiased for E[-log p(x0 | x_tmin)] + integral + KL(q(x_tmax | x0) || prior).
     """
-    batch, length = x0.shape
-    noise = uniforms(seed, Stream.EVALUATION, index.tolist(), (draws + 1) * length + 1).to(x0.device)
-    strata = (torch.arange(draws, device=x0.device) + noise[:, :1]) / draws
-    t = process.times(strata.flatten())
-    corruption = noise[:, 1:].reshape(batch, draws + 1, length)
+    strata, corruption = stratified(x0, index, draws, seed)
+    t = process.times(strata)
     wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
-    x_t = process.corrupt(wide, t, corruption[:, 1:].reshape(batch * draws, length))
-    x_t = torch.where(wide_target, x_t, wide)
+    x_t = torch.where(wide_target, process.corrupt(wide, t, corruption[:, 1:].flatten(0, 1)), wide)
     pieces = in_pieces(process, x_t, t, wide)
     ell = torch.cat([process.nelbo(denoise(z, s).double(), clean, z, s) for z, s, clean in pieces])
-    integral = (process.t_max - process.t_min) * (ell * wide_target).sum(1).view(batch, draws)
-    boundary = (process.boundary(denoise, x0, corruption[:, 0], target) * target).sum(1, keepdim=True)
-    return integral + boundary
+    integral = (process.t_max - process.t_min) * where(wide_target, ell).sum(1).view(len(x0), draws)
+    ends = in_pieces(process, x0, corruption[:, 0], target)
+    boundary = torch.cat([process.boundary(denoise, clean, noise, of) for clean, noise, of in ends])
+    return integral + where(target, boundary).sum(1, keepdim=True)
 
 
 def step_nelbo(
@@ -99,22 +96,34 @@ def step_nelbo(
     draws; with T of them every step is visited exactly once.  It lies above the continuous bound for (near-)exact
     networks only.
     """
-    batch, length = x0.shape
     times = times.to(x0.device)
     steps = len(times) - 1
-    noise = uniforms(seed, Stream.EVALUATION, index.tolist(), (draws + 1) * length + 1).to(x0.device)
-    strata = (torch.arange(draws, device=x0.device) + noise[:, :1]) / draws
-    i = (strata.flatten() * steps).long().clamp(max=steps - 1)
+    strata, corruption = stratified(x0, index, draws, seed)
+    i = (strata * steps).long().clamp(max=steps - 1)
     s, t = times[i], times[i + 1]
-    corruption = noise[:, 1:].reshape(batch, draws + 1, length)
     wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
-    x_t = process.corrupt(wide, t, corruption[:, 1:].reshape(batch * draws, length))
-    x_t = torch.where(wide_target, x_t, wide)
+    x_t = torch.where(wide_target, process.corrupt(wide, t, corruption[:, 1:].flatten(0, 1)), wide)
     pieces = in_pieces(process, x_t, wide, t, s)
     kl = torch.cat([process.step_kl(denoise(z, now).double(), x, z, now, then) for z, x, now, then in pieces])
-    total = steps * (kl * wide_target).sum(1).view(batch, draws)
-    prior = process.prior_term(denoise, x0, corruption[:, 0], target)
-    return total + (prior * target).sum(1, keepdim=True)
+    total = steps * where(wide_target, kl).sum(1).view(len(x0), draws)
+    ends = in_pieces(process, x0, corruption[:, 0], target)
+    prior = torch.cat([process.prior_term(denoise, clean, noise, of) for clean, noise, of in ends])
+    return total + where(target, prior).sum(1, keepdim=True)
+
+
+def stratified(
+    x0: Int[Tensor, "B L"], index: Int[Tensor, " B"], draws: int, seed: int
+) -> tuple[Float[Tensor, " B*draws"], Float[Tensor, "B draws+1 L"]]:
+    """One point of [0, 1) in every stratum of each window, and noise for each; the first is for the boundary."""
+    batch, length = x0.shape
+    noise = uniforms(seed, Stream.EVALUATION, index.tolist(), (draws + 1) * length + 1).to(x0.device)
+    strata = (torch.arange(draws, device=x0.device) + noise[:, :1]) / draws
+    return strata.flatten(), noise[:, 1:].reshape(batch, draws + 1, length)
+
+
+def where(target: Bool[Tensor, "B L"], nats: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Nothing outside the target, whatever stands there."""
+    return torch.where(target, nats, 0.0)
 
 
 def in_pieces(process: Process, x_t: Int[Tensor, "B L"], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

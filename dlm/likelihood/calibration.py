@@ -3,7 +3,9 @@
 A network that overfits grows too sure of itself, and its likelihood then mixes two things: what it knows, and how
 badly it is calibrated.  One number, found on data that the reported split does not contain, takes the second away
 (Guo et al. 2017).  -log softmax(beta l)[x] is convex in beta = 1/T, and so is every bound that is a mean of such
-terms: one minimum, which a golden-section search finds.
+terms with fixed weights (chain rules in a fixed order, the any-order NELBO): one minimum, which a golden-section
+search finds.  Elsewhere (uniform noise, learned schedules, orders that the tempered network itself chooses) it is
+a search all the same, whose answer is never worse on the data it saw than no temperature at all.
 """
 
 import math

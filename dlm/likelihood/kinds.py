@@ -3,7 +3,8 @@
 exact_count       the any-order NELBO of a mask predictor, by exact counts of masks; no boundary terms
 continuous        the process's own strict bound: sampled times, reconstruction and prior terms; for flow
                   matching between tokens, the tight bound of the diffusion with the same marginals
-steps             the T-step bound on a grid of times, of any process
+steps             the T-step bound on a grid of times, of any process; infinite where a score network's step
+                  cannot lead to the data
 flow_path         the path bound of flow matching: valid, looser than `continuous` on the same network
 left_to_right     the chain rule in reading order: exact
 top_probability, margin, log_ratio, entropy
@@ -155,7 +156,7 @@ def _chain_rules(process: Process, scores: Mapping[str, Callable[[Tensor], Tenso
     """What follows from conditionals of hidden tokens: exact likelihoods, and how the orders disagree."""
 
     def squares(denoise, x0, target, index, draws, seed):
-        return square_defect_draws(process, denoise, x0, index, draws, seed)
+        return square_defect_draws(process, denoise, x0, index, draws, seed, target=target)
 
     found = {"left_to_right": exact(partial(left_to_right_nll, process), "left_to_right")}
     for name, score in scores.items():

@@ -14,7 +14,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.errors import UserError
@@ -93,22 +93,27 @@ def square_defect_draws(
     draws: int,
     seed: int,
     rows: int = ROWS,
+    target: Bool[Tensor, "B L"] | None = None,
 ) -> Float[Tensor, "B draws"]:
-    """|d_ij(S)| of random squares: a random order, and two neighbours of it that swap places."""
+    """|d_ij(S)| of random squares: a random order of the targets, and two neighbours of it that swap places."""
     batch, length = x0.shape
-    if length < 2:
+    target = torch.ones_like(x0, dtype=torch.bool) if target is None else target
+    n = target.sum(1, keepdim=True)
+    if (n < 2).any():
         raise UserError(ONE_TOKEN)
     noise = uniforms(seed, Stream.EVALUATION, index.tolist(), draws, length + 1).to(x0.device).flatten(0, 1)
-    rank = noise[:, 1:].argsort(1).argsort(1)
-    first = (noise[:, :1] * (length - 1)).long()  # how many tokens are visible in S
+    target, n = target.repeat_interleave(draws, 0), n.repeat_interleave(draws, 0)
+    rank = noise[:, 1:].masked_fill(~target, -1.0).argsort(1).argsort(1) - (length - n)  # negative: given
+    first = (noise[:, :1] * (n - 1)).long()  # how many targets are visible in S
     clean = x0.repeat_interleave(draws, 0)
     hidden, later = rank >= first, rank >= first + 2
     i, j = rank == first, rank == first + 1
 
     def log_mu(masked: Tensor, asked: Tensor) -> Float[Tensor, "N L"]:
         pieces = []
-        for where, at, x in zip(masked.split(rows), asked.split(rows), clean.split(rows), strict=True):
-            t = masking_time(process, where.sum(1) / length)
+        pieces_of = (masked.split(rows), asked.split(rows), clean.split(rows), n[:, 0].split(rows))
+        for where, at, x, of in zip(*pieces_of, strict=True):
+            t = masking_time(process, where.sum(1) / of)
             pieces.append(-token_nll(denoise, torch.where(where, mask_id(process), x), t, x, at).double())
         return torch.cat(pieces)
 

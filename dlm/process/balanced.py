@@ -21,8 +21,10 @@ are capped at the median: n is proportional to q(z), the kept visits to min(q(z)
 nothing.
 
 The counts are a buffer: saved with the weights, so a resumed run goes on as it was.  They advance only in training
-passes (module in training mode, gradients flowing); a batch is judged by the counts before it.  Unseen states are
-always kept, and strings without a mask, which carry no loss, are not counted.
+passes (module in training mode, gradients flowing), once per optimiser step: a global batch is judged by the
+counts before it, however it is divided.  Strings without a mask, which carry no loss, are not counted.  States
+that share a bucket of the table are counted as one; once states outnumber the buckets, the median is that of
+buckets, and a state never met before may be rejected for its neighbours' sake.
 """
 
 import torch
@@ -30,6 +32,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dlm.errors import UserError
 from dlm.process.base import Bound
 from dlm.process.masked import MaskedDiffusion
 from dlm.process.schedule import Schedule
@@ -45,8 +48,11 @@ class BalancedDiffusion(MaskedDiffusion):
         buckets: size of the table of counts; states that share a bucket are counted together.
     """
 
-    noise_draws = 2  # the first draw corrupts, the first column of the second decides what is kept
+    noise_draws = (
+        2  # of one network pass: the first draw corrupts, the first column of the second decides what is kept
+    )
     visited: Tensor
+    met: Tensor  # since the last optimiser step
 
     def __init__(
         self,
@@ -58,10 +64,11 @@ class BalancedDiffusion(MaskedDiffusion):
         t_max: float = 1.0,
     ):
         if power < 0 or buckets < 1:
-            raise ValueError(f"balanced diffusion needs power >= 0 and buckets >= 1, not {power=}, {buckets=}")
+            raise UserError(f"balanced diffusion needs power >= 0 and buckets >= 1, not {power=}, {buckets=}")
         super().__init__(vocab_size, schedule, t_min, t_max)
         self.power = power
         self.register_buffer("visited", torch.zeros(buckets, dtype=torch.long))
+        self.register_buffer("met", torch.zeros(buckets, dtype=torch.long), persistent=False)
 
     def bucket(self, x_t: Int[Tensor, "B L"]) -> Int[Tensor, " B"]:
         """The hash of each state: a sum of well-mixed (position, token) words."""
@@ -78,12 +85,17 @@ class BalancedDiffusion(MaskedDiffusion):
 
     @torch.no_grad()
     def count(self, x_t: Int[Tensor, "B L"]) -> None:
-        """Remember the masked states of a global batch: of all ranks, if there are several."""
+        """Remember the masked states of a batch, or of its share."""
         masked = (x_t == self.mask_id).any(1)
-        met = self.bucket(x_t[masked]).bincount(minlength=len(self.visited))
+        self.met += self.bucket(x_t[masked]).bincount(minlength=len(self.met))
+
+    @torch.no_grad()
+    def end_of_step(self) -> None:
+        """Count the states of the global batch: of every micro-batch, of all ranks if there are several."""
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(met)
-        self.visited += met
+            dist.all_reduce(self.met)
+        self.visited += self.met
+        self.met.zero_()
 
     def loss(self, denoise, x0, t, target, noise):
         """MD4's bound of every row, and its objective in the rows that are kept."""

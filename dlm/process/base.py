@@ -57,7 +57,8 @@ class Process(nn.Module):
         mask_predictor: whether softmax(logits) at a masked position is the conditional of that token given the
             visible ones, whatever the time: then the network is an any-order autoregressive model as well.
         time_dependent: whether the optimal network depends on t, so that the backbone must be told it.
-        noise_draws: how many independent corruptions of each sequence one `loss` needs.
+        noise_draws: how many independent rows of uniforms per sequence one `loss` needs.
+        network_passes: how often one `loss` asks the network, which is what it costs.
         bound_kind: the name under which its likelihood bound is reported.
         mask_id: the state that hides a token, if there is one.
         schedule: how fast it destroys; scalar, except GenMD4's.
@@ -70,6 +71,7 @@ class Process(nn.Module):
     mask_predictor = False
     time_dependent = True
     noise_draws = 1
+    network_passes = 1
     bound_kind = "bound"
     mask_id: Any = None  # int, or None
     schedule: Any
@@ -96,8 +98,16 @@ class Process(nn.Module):
         if steps is not None:
             self.bound_kind = f"{steps}-step bound"
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether its noise has the token frequencies of the training split, to be shown by `observe`."""
+        return False
+
     def observe(self, counts: Int[Tensor, " V"]) -> None:
-        """Called once with the token counts of the training split, for a process that is shaped by its data."""
+        """Called once with the token counts of the training split, if `counts_tokens`."""
+
+    def end_of_step(self) -> None:
+        """Called after every optimiser step, for a process that remembers what it has been trained on."""
 
     def times(self, lattice: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Uniforms on [0, 1) to times in (t_min, t_max]: t = t_min is never asked for, where weights blow up.
@@ -323,17 +333,20 @@ def categorical_kl(true: Float[Tensor, "*N S"], model: Float[Tensor, "*N S"]) ->
     return torch.where(live, true * torch.log(ratio), 0.0).sum(-1)
 
 
-def plug_in_posterior(
-    keep: Float[Tensor, " N"], noise: Float[Tensor, " N"], x_t: Int[Tensor, " N"], q_s: Float[Tensor, "N S"]
-) -> Float[Tensor, "N S"]:
-    """p(x_s = y | x_t = z) proportional to q(z | x_s = y) q_s(y), for any interpolating process (D3PM's reverse).
+def log_plug_in(
+    keep: Float[Tensor, "*N"],
+    noise: Float[Tensor, "*N"],
+    x_t: Int[Tensor, "*N"],
+    log_q_s: Float[Tensor, "*N S"],
+) -> Float[Tensor, "*N S"]:
+    """log p(x_s = y | x_t = z), p ~ q(z | x_s = y) q_s(y), for any interpolating process (D3PM's reverse).
 
     The forward step keeps a token with probability `keep` = alpha_t / alpha_s and otherwise draws from the noise
     distribution, whose probability of the observed z is `noise`.
     """
-    forward = keep[:, None] * F.one_hot(x_t, q_s.shape[-1]) + ((1 - keep) * noise)[:, None]
-    joint = forward * q_s
-    return joint / joint.sum(-1, keepdim=True)
+    moved, stayed = torch.log((1 - keep) * noise), torch.log(keep + (1 - keep) * noise)
+    seen = log_q_s.gather(-1, x_t[..., None]) + stayed[..., None]
+    return (log_q_s + moved[..., None]).scatter(-1, x_t[..., None], seen).log_softmax(-1)
 
 
 def token_nll(

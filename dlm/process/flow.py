@@ -63,6 +63,10 @@ class FlowMatching(Process):
         self.mask_predictor, self.time_dependent = masks, not masks
         self.bound_kind = ANY_ORDER if masks else "flow path bound"
 
+    @property
+    def counts_tokens(self):
+        return self.noise.counted
+
     def observe(self, counts):
         self.noise.observe(counts)
 

@@ -33,6 +33,7 @@ class GenMaskedDiffusion(MaskedDiffusion):
     mask_predictor = False  # the pattern of masks itself carries information about the tokens behind it
     time_dependent = True
     noise_draws = 2
+    network_passes = 2
     bound_kind = "GenMD4 NELBO"
 
     def __init__(self, vocab_size: int, t_min: float = 1e-3, steps: int | None = None, hybrid: float = 0.0):

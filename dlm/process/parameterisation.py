@@ -25,9 +25,6 @@ def log_posterior(
     process: Process, logits: Float[Tensor, "B L V"], x_t: Int[Tensor, "B L"], t: Float[Tensor, " B"]
 ) -> Float[Tensor, "B L V"]:
     """log mu^i(a)."""
-    if process.predicts == "score" and process.mask_id is None:
-        log_c = log_leave_one_out(process, logits, x_t, t)
-        return (log_c + process.log_evidence(x_t, t).to(log_c.dtype)).log_softmax(-1)
     return process.log_posterior(logits, x_t, t)
 
 
@@ -38,9 +35,7 @@ def log_leave_one_out(
     if process.predicts == "leave-one-out":
         return logits.log_softmax(-1)
     if process.predicts == "score" and process.mask_id is None:
-        q = score_law(process, logits, x_t)
-        clean = q - process.marginal(torch.zeros_like(q), t)  # q - u pi = alpha c
-        return clean.clamp(min=0).log().log_softmax(-1)
+        return process.log_leave_one_out(logits, x_t, t)  # pyright: ignore[reportCallIssue]
     log_mu = logits.log_softmax(-1)
     evidence = process.log_evidence(x_t, t).to(log_mu.dtype)
     known = evidence.isfinite().all(-1, keepdim=True)
@@ -55,13 +50,6 @@ def log_score(
         return process.scores(logits, x_t, t)  # pyright: ignore[reportCallIssue]
     log_q = process.marginal(log_leave_one_out(process, logits, x_t, t).exp(), t).log()
     return (log_q - log_q.gather(-1, x_t[..., None]))[..., : process.vocab_size]
-
-
-def score_law(
-    process: Process, log_score: Float[Tensor, "B L V"], x_t: Int[Tensor, "B L"]
-) -> Float[Tensor, "B L V"]:
-    """p_t(. , x_t^{-i}) normalised over the token at i: the scores, with s = 1 at x_t itself."""
-    return log_score.scatter(-1, x_t[..., None], 0.0).softmax(-1)
 
 
 CONVERSIONS = {"posterior": log_posterior, "leave-one-out": log_leave_one_out, "score": log_score}

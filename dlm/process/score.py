@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.process.base import Bound
+from dlm.process.base import Bound, Process
 from dlm.process.masked import MaskedDiffusion, reveal_prob
 from dlm.process.schedule import LogLinear, Schedule
 from dlm.process.uniform import UniformDiffusion
@@ -85,7 +85,7 @@ class ScoreMaskedDiffusion(MaskedDiffusion):
         return super().integrand(logits, x0, x_t, t) + weight * self.excess(logits)
 
     def step_kl(self, logits, x0, x_t, t, s):
-        return super(MaskedDiffusion, self).step_kl(logits, x0, x_t, t, s)
+        return Process.step_kl(self, logits, x0, x_t, t, s)
 
     def loss(self, denoise, x0, t, target, noise):
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
@@ -121,6 +121,15 @@ class ScoreUniformDiffusion(UniformDiffusion):
     def scores(self, logits, x_t, t):
         return logits.scatter(-1, x_t[..., None], 0.0)
 
+    def log_leave_one_out(self, logits, x_t, t):
+        """c ~ (s - S u_t pi) / alpha_t; what no distribution has is cut to zero."""
+        q = self.scores(logits, x_t, t).softmax(-1)
+        return (q - self.marginal(torch.zeros_like(q), t)).clamp(min=0).log().log_softmax(-1)
+
+    def log_posterior(self, logits, x_t, t):
+        log_c = self.log_leave_one_out(logits, x_t, t)
+        return (log_c + self.log_evidence(x_t, t).to(log_c.dtype)).log_softmax(-1)
+
     def rates(self, logits, x_t, t):
         rate = self.schedule.noise_rate(t)[:, None].to(logits.dtype) * self.noise.pi[x_t].to(logits.dtype)
         return rate[..., None] * logits.exp() * ~F.one_hot(x_t, self.vocab_size).bool()
@@ -135,6 +144,12 @@ class ScoreUniformDiffusion(UniformDiffusion):
     def event_prob(self, x_t, t, s):
         """Scores are not bounded: every token may move."""
         return torch.ones(x_t.shape, dtype=t.dtype, device=x_t.device)
+
+    def posterior(self, logits, x_t, t, s):
+        return Process.posterior(self, logits, x_t, t, s)
+
+    def step_kl(self, logits, x0, x_t, t, s):
+        return Process.step_kl(self, logits, x0, x_t, t, s)
 
     def event(self, logits, x_t, t, s):
         """SEDD's analytic step: p(x_s = y | x_t = z) ~ p_s(y) q(z | x_s = y), p_s from undoing the forward step:

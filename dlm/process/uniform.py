@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.process.base import Process, plug_in_posterior
+from dlm.process.base import Process, log_plug_in
 from dlm.process.schedule import Linear, Schedule
 from dlm.process.token_noise import TokenDistribution, TokenNoise
 
@@ -51,6 +51,10 @@ class UniformDiffusion(Process):
         super().__init__(vocab_size, vocab_size, t_min, t_max, steps, hybrid)
         self.schedule = schedule or Linear()
         self.noise = TokenNoise(vocab_size, noise)
+
+    @property
+    def counts_tokens(self):
+        return self.noise.counted
 
     def observe(self, counts):
         self.noise.observe(counts)
@@ -94,14 +98,34 @@ class UniformDiffusion(Process):
         move = torch.where((s <= 0)[:, None], torch.ones_like(move), move)
         return move * (1 - u_s * self.noise.pi[x_t].to(t.dtype))
 
+    def log_step(
+        self,
+        logits: Float[Tensor, "B L V"],
+        x_t: Int[Tensor, "B L"],
+        t: Float[Tensor, " B"],
+        s: Float[Tensor, " B"],
+    ) -> Float[Tensor, "B L V"]:
+        """log p(x_s | x_t), the plug-in posterior p(x_s = y | x_t = z) ~ q(z | x_s = y) q_s(y | c)."""
+        clean = (s <= 0)[:, None, None]  # generation ends clean, whatever the schedule
+        alpha_s = torch.where(s <= 0, torch.ones_like(s), self.schedule.alpha(s))
+        keep = (self.schedule.alpha(t) / alpha_s)[:, None].expand(x_t.shape).to(logits.dtype)
+        log_c = logits.log_softmax(-1)
+        log_q_s = torch.where(clean, log_c, self.marginal(log_c.exp(), torch.where(s <= 0, t, s)).log())
+        return log_plug_in(keep, self.noise.pi[x_t].to(logits.dtype), x_t, log_q_s)
+
+    def posterior(self, logits, x_t, t, s):
+        return self.log_step(logits, x_t, t, s).exp()
+
     def event(self, logits, x_t, t, s):
-        """The plug-in posterior p(x_s = y | x_t = z) ~ q(z | x_s = y) q_s(y | c), given `event_prob` struck."""
-        keep = (self.schedule.alpha(t) / self.schedule.alpha(s)).to(logits.dtype)
-        keep = torch.where(s <= 0, self.schedule.alpha(t).to(logits.dtype), keep)
-        clean = logits.softmax(-1)
-        q_s = torch.where((s <= 0)[:, None], clean, self.marginal(clean[:, None], s)[:, 0])
-        plug_in = plug_in_posterior(keep, self.noise.pi[x_t].to(clean.dtype), x_t, q_s)
+        """The plug-in posterior, given that `event_prob` struck."""
+        plug_in = self.posterior(logits[:, None], x_t[:, None], t, s)[:, 0]
         return given_struck(plug_in, x_t, self.event_prob(x_t[:, None], t, s)[:, 0])
+
+    def step_kl(self, logits, x0, x_t, t, s):
+        """In logarithms of the model's step: a network sure of the wrong token costs much, not infinity."""
+        true = self.conditional_posterior(x0, x_t, t, s).to(logits.dtype)
+        model = self.log_step(logits, x_t, t, s)
+        return torch.where(true > 0, true * (torch.where(true > 0, true, 1.0).log() - model), 0.0).sum(-1)
 
     def integrand(self, logits, x0, x_t, t):
         """Closed form, written in delta = q_t(. | c) / q_t(. | x0) - 1 so that nothing cancels as alpha -> 0:

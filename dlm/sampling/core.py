@@ -26,7 +26,7 @@ from dlm.process.base import Denoise
 from dlm.sampling.noise import VALUE, WHERE, RowNoise
 
 LOOK_AHEAD = 1 << 15  # positions whose next steps are examined at once
-DEFAULT_STEPS = 64
+DEFAULT_STEPS = 64  # of a process that has no steps of its own
 DRAWN_AT_ONCE = 1 << 23  # probabilities held in float64
 
 

@@ -40,12 +40,10 @@ def ancestral(
     """x_s ~ p(x_s | x_t) over a grid of times: each position by its own event probability, then its event.
 
     Its distance from the continuous process is O(1/T): what it costs to draw the tokens of a step independently.
-    A process trained in T steps is by default sampled in T.
+    A process trained in T steps is by default sampled in T, here and by the other samplers on a grid.
     """
     run = Generation(process, denoise, given, free, generator, warp, watch)
-    if steps is None and isinstance(grid, str):
-        steps = process.steps
-    times = time_grid(steps, grid).to(given.device)
+    times = process_grid(process, steps, grid).to(given.device)
     t, s = times[:-1], times[1:]
     run.evolve(
         t,
@@ -83,7 +81,7 @@ def tau_leap(
     if increment == "exact":
         return ancestral(process, denoise, given, free, generator, steps, grid, warp, watch)
     run = Generation(process, denoise, given, free, generator, warp, watch)
-    times = time_grid(steps, grid, process.t_max).to(given.device)
+    times = process_grid(process, steps, grid).to(given.device)
     t, h = times[:-1], -times.diff()
     strength, renewal = correction(process, t, corrector)
     corrected: Any = process.corrected_rates if corrector else None
@@ -103,6 +101,12 @@ def tau_leap(
     run.evolve(t, chance, law)
     run.finish(float(t[-1]), len(t))
     return run.sample()
+
+
+def process_grid(process: Process, steps: int | None, grid: str | Sequence[float]) -> Float[Tensor, " T+1"]:
+    """From where the process starts, in its own number of steps if it has one and no other is asked for."""
+    own = steps if steps is not None or not isinstance(grid, str) else process.steps
+    return time_grid(own, grid, process.t_max)
 
 
 def correction(
@@ -177,7 +181,7 @@ def remdm(
     if not 0 <= eta <= 1:
         raise UserError(f"eta={eta} must be in [0, 1]")
     run = Generation(process, denoise, given, free, generator, warp, watch)
-    times = time_grid(steps, grid).to(given.device)
+    times = process_grid(process, steps, grid).to(given.device)
     erase, reveal = remasking(process, times, remask, eta)
 
     def chance(x: Int[Tensor, "R L"], k: Int[Tensor, " R"]) -> Float[Tensor, "R L"]:
@@ -194,6 +198,6 @@ def remasking(
     alpha = process.schedule.alpha(times)
     alpha[-1] = 1.0
     a_t, a_s = alpha[:-1], alpha[1:]
-    most = ((1 - a_s) / a_t).clamp(max=1)
+    most = torch.where(a_t > 0, (1 - a_s) / torch.where(a_t > 0, a_t, 1.0), 1.0).clamp(max=1)
     erase = most.clamp(max=eta) if remask == "cap" else eta * most
     return erase, (a_s - (1 - erase) * a_t) / (1 - a_t)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dlm.likelihood import EXACT, Kind
 from dlm.metrics import Score
-from dlm.scoring.scorer import Estimate
+from dlm.scoring.scorer import Estimate, trusted
 
 
 def row(kind: Kind, score: Score, chars_per_token: float, split: str, draws: int) -> dict[str, Any]:
@@ -24,9 +24,12 @@ def full_row(name: str, kind: Kind, found: Estimate, chars_per_token: float, spl
     result = {"name": name, **row(kind, found.score, chars_per_token, split, found.draws), **kind.settings}
     if kind.bound != EXACT and found.columns == 1:
         result["se_draws"] = None
+    if kind.count == "orders":
+        result["orders"] = found.draws // found.rounds
     if found.mean_log_p is not None:
         result["mean_nats_per_token"] = -found.mean_log_p
-    return {**result, "rounds": found.rounds, "network_rows": found.rows, "seconds": round(found.seconds, 3)}
+    result |= {"rounds": found.rounds, "network_rows": found.rows, "seconds": round(found.seconds, 3)}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in result.items()}
 
 
 def finite_text(result: dict[str, Any]) -> float:
@@ -39,7 +42,8 @@ def lines(results: list[dict[str, Any]], precision: float | None) -> list[str]:
     text = [line(result) for result in results]
     result = results[-1]
     if precision and result["se_draws"]:
-        reached = "reached" if result["se_draws"] <= precision else "not reached before max_draws"
+        enough = result["se_draws"] <= precision and trusted(result["rounds"], result["windows"])
+        reached = "reached" if enough else "not reached before max_draws"
         text.append(
             f"    precision={precision:g} {reached}: Monte Carlo {result['se_draws']:.4f} after "
             f"{result['draws']} draws; the other {finite_text(result):.4f} is the finite text of "
@@ -58,6 +62,10 @@ def lines(results: list[dict[str, Any]], precision: float | None) -> list[str]:
 def line(result: dict[str, Any]) -> str:
     """One line of text."""
     value = result.get("nats_per_token", result.get("value"))
+    if value is None:
+        return (
+            f"{result['name']:<16}infinite   {result['kind']}: the network gives no probability to what happened"
+        )
     unit = result.get("unit", "nats per token")
     text = f"{result['name']:<16}{value:.4f} ± {result['se']:.4f} {unit}"
     if result["kind"] == EXACT:

@@ -16,6 +16,7 @@ from dlm.metrics import Score, WindowNLL
 from dlm.scoring.ledger import Entry, Ledger
 from dlm.scoring.ranks import Ranks
 
+ESTIMATORS = 1  # raised with any change to what draws are: older ones are then not mixed with new ones
 DEGREES_OF_FREEDOM = 30  # behind a Monte-Carlo error that is trusted to stop at
 
 
@@ -29,6 +30,11 @@ class Estimate(NamedTuple):
     columns: int  # independent numbers per window behind the Monte-Carlo error: one tells nothing of it
     rows: int
     seconds: float
+
+
+def trusted(rounds: int, windows: int) -> bool:
+    """Whether so many independent numbers stand behind a Monte-Carlo error that it can be believed."""
+    return (rounds - 1) * windows >= DEGREES_OF_FREEDOM
 
 
 class Scorer:
@@ -62,6 +68,8 @@ class Scorer:
             **kind.settings,
             "draws": draws,
             "split": split,
+            "seed": self.model.seed_of_evaluation,
+            "estimators": ESTIMATORS,
             "checkpoint": self.checkpoint,
             "data": self.data.source.fingerprint,
             "seq_len": self.data.source.seq_len,
@@ -137,7 +145,8 @@ class Scorer:
         rounds = max(2, needed)
         while True:
             found = self.estimate(kind, draws, split, temperature, min(rounds, max(2, max_draws // draws)))
-            if found.score.se_draws <= precision or found.draws + draws > max_draws:
+            error = found.score.se_draws
+            if error <= precision or not math.isfinite(error) or found.draws + draws > max_draws:
                 return found
             wanted = found.rounds * (found.score.se_draws / precision) ** 2
             rounds = max(found.rounds + 1, math.ceil(0.9 * wanted))  # the last tenth one round at a time

@@ -107,7 +107,7 @@ def train(
     """
     lattice, length = net.lattice, net.lattice.length
     rngs = [generator(seed, Stream.CORRUPTION, 0) for seed in seeds]
-    edge = p.cumsum(1).clamp(max=1 - 1e-12)
+    edge = p.cumsum(1)[:, :-1].contiguous()
     optimiser = torch.optim.Adam(list(net.parameters.values()), lr=net.lr)
     at, tables = looks(steps, marks), [conditionals(net)]
     for step in range(1, steps + 1):
@@ -119,14 +119,16 @@ def train(
         x_t = processes[0].corrupt(x0, t, noise[0])
         logits = net(x_t)
         logits.retain_grad()
-        pieces = [v.chunk(len(processes)) for v in (logits, x0, t, torch.ones_like(x0, dtype=torch.bool))]
+        pieces = [v.chunk(len(processes)) for v in (x_t, logits, x0, t, torch.ones_like(x0, dtype=torch.bool))]
         parts = zip(processes, *pieces, noise.chunk(len(processes), 1), strict=True)
-        objective = torch.cat([process.loss(answered(z), *rest).objective for process, z, *rest in parts])
+        objective = torch.cat([of.loss(answered(x, z), *rest).objective for of, x, z, *rest in parts])
         optimiser.zero_grad()
         (objective.sum() / (batch * length)).backward()
         for group in optimiser.param_groups:
             group["lr"] = net.lr * min(1.0, 2 * (1 - (step - 1) / steps))
         optimiser.step()
+        for process in processes:
+            process.end_of_step()
         if watch is not None and logits.grad is not None:
             watch(lattice.index(x_t), logits.grad)
         if step in at:
@@ -134,9 +136,14 @@ def train(
     return at, tables
 
 
-def answered(logits: Float[Tensor, "B L V"]) -> Callable[..., Tensor]:
-    """A denoiser that was asked already: processes corrupt as the same noise says."""
-    return lambda x_t, t, where=None: logits if where is None else logits[where]
+def answered(asked: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"]) -> Callable[..., Tensor]:
+    """A denoiser that was asked already, about the states that the first draw of noise leads to."""
+
+    def denoise(x_t, t, where=None):
+        assert torch.equal(x_t, asked), "this process asks about other states than the first draw's"
+        return logits if where is None else logits[where]
+
+    return denoise
 
 
 def imitate(net: Net, mu: Float[Tensor, "N L V"], steps: int) -> None:
