@@ -34,10 +34,10 @@ train: $(READY) ## one run: make train ARGS="method=md4 data.unique_tokens=8192 
 	@$(PY) -m dlm.train $(ARGS)
 
 test: $(READY) ## the fast tests, at most five minutes on two cores
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(READY) ## every test
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and the type checker
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/basedpyright

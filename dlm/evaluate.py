@@ -166,10 +166,9 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
     """
     has = model.likelihoods(command.steps, command.grid)
     headline = next(iter(has))
-    if command.likelihood == "all":
-        check_calibration(model, command)
-        return has
-    asked = [name.strip() for name in (command.likelihood or headline).split(",")]
+    everything = ",".join(has)
+    wanted = everything if command.likelihood == "all" else command.likelihood or headline
+    asked = [name.strip() for name in wanted.split(",")]
     if has[headline].bound != EXACT:  # an autoregressive model has no bound
         asked = [headline if name == "bound" else name for name in asked]
     for name in asked:
@@ -182,9 +181,10 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
 
 
 def check_calibration(model: LanguageModel, command: Command) -> None:
-    """Raises UserError for a network whose logits are no law of a token."""
-    if command.calibrate and model.identity.get("predicts") == "score":
-        raise UserError("calibrate=true divides logits by a temperature; a score network's are ratios, not a law")
+    """Raises UserError for a network whose logits are no law of a token: ratios that nothing normalises."""
+    process = getattr(model, "process", None)
+    if command.calibrate and process is not None and process.predicts == "score" and not process.mask_predictor:
+        raise UserError("calibrate=true divides logits by a temperature; this network's are ratios, not a law")
 
 
 def check_options(kinds: dict[str, Kind], command: Command) -> None:

@@ -164,7 +164,7 @@ def expected_steps(model: LanguageModel, command: Command, tokens: int) -> int:
     if command.times is not None:
         return len(command.times) - 1
     if command.steps is not None or "grid" not in takes:
-        return command.steps or tokens
+        return command.steps or -(-tokens // (command.per_step or 1))
     return getattr(getattr(model, "process", None), "steps", None) or sampling.DEFAULT_STEPS
 
 
@@ -232,6 +232,7 @@ def draw_page(
         f"{Path(command.run).name}, checkpoint {command.checkpoint}, seed {command.seed}",
         shlex.join(["python", "-m", "dlm.sample", *arguments]),
         notes,
+        expected_steps(model, command, int((sample.fixed_at >= 0).sum(1).max())),
     )
     write_atomically(path, html.encode())
     print(f"drawn: {path}", file=sys.stderr)

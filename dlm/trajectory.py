@@ -64,10 +64,16 @@ def bars(fixed_at: Sequence[int], last: int) -> list[Bar]:
     ]
 
 
-def page(samples: Sequence[Trajectory], title: str, subtitle: str, command: str, notes: Sequence[str] = ()) -> str:
-    """One self-contained HTML document: every sample in the colours of its steps, tokens per step beside it."""
-    last = max((step for sample in samples for step in sample.fixed_at), default=0)
-    last = max(last, 0)
+def page(
+    samples: Sequence[Trajectory],
+    title: str,
+    subtitle: str,
+    command: str,
+    notes: Sequence[str] = (),
+    steps: int = 1,
+) -> str:
+    """One self-contained HTML document: every sample in the colours of its `steps`, tokens per step beside it."""
+    last = max([steps - 1, *(step for sample in samples for step in sample.fixed_at)])
     cells = [
         {
             "name": f"Sample {number}",

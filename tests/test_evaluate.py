@@ -96,7 +96,8 @@ def test_all_likelihoods_of_the_others(fixture, names, tmp_path, called, refused
     run = shutil.copytree(request.getfixturevalue(fixture), tmp_path / "run")
     error = refused(evaluate.main, f"run={run}", "likelihood=mixture")
     assert "mixture" in error and all(name in error for name in names)
-    called(evaluate.main, f"run={run}", "likelihood=all", "draws=2")
+    options = [] if names == {"left_to_right"} else ["draws=2"]  # nothing of an ARM is drawn
+    called(evaluate.main, f"run={run}", "likelihood=all", *options)
     found, record = results(run), RunDirectory(run).read_record()
     assert set(found) == names
     headline = found[next(n for n in ("continuous", "left_to_right") if n in found)]
@@ -338,7 +339,7 @@ def test_an_infinite_bound_says_so_and_stops(score_run, tmp_path, called, monkey
 def test_scores_are_not_tempered(score_run, refused):
     for likelihood in ("bound", "all"):
         line = refused(evaluate.main, f"run={score_run}", "calibrate=true", f"likelihood={likelihood}")
-        assert "calibrate" in line and "score" in line
+        assert "calibrate" in line and "ratios" in line
 
 
 def test_numbers_of_another_configuration_are_not_mixed_in(copied, called):
@@ -349,3 +350,8 @@ def test_numbers_of_another_configuration_are_not_mixed_in(copied, called):
     config.write_text(config.read_text() + "# edited\n")
     called(evaluate.main, f"run={copied}", "likelihood=bound", "windows=2")
     assert len(set(ledgers(copied)) - before) == 1
+
+
+@pytest.mark.parametrize("option", ["steps=5", "orders=5", "draws=3", "precision=0.1"])
+def test_all_likelihoods_take_no_option_that_none_of_them_has(option, arm_run, refused):
+    assert option.split("=")[0] in refused(evaluate.main, f"run={arm_run}", "likelihood=all", option)

@@ -143,8 +143,7 @@ def _continuous(process: Process) -> dict[str, Kind]:
             "flow_path": replace(own, source="flow_path"),
         }
     if isinstance(process, UniformDiffusion) and process.predicts == "leave-one-out":
-        path = FlowMatching(process.vocab_size, "uniform", schedule=process.schedule, t_min=process.t_min)
-        path.noise = process.noise
+        path = FlowMatching(process.vocab_size, process.noise, schedule=process.schedule, t_min=process.t_min)
         return {
             "continuous": own,
             "flow_path": Kind(path.bound_kind, "flow_path", partial(_converted_draws, process, path)),

@@ -32,7 +32,7 @@ from dlm.errors import UserError
 from dlm.process.base import Bound, Process, token_nll
 from dlm.process.masked import ANY_ORDER, carry_over, first_unmasked, last_masked, reveal_prob
 from dlm.process.schedule import Linear, Schedule
-from dlm.process.token_noise import TokenDistribution, TokenNoise
+from dlm.process.token_noise import TokenDistribution, token_noise
 from dlm.process.uniform import UniformDiffusion, interpolating_log_q
 
 
@@ -58,7 +58,7 @@ class FlowMatching(Process):
         super().__init__(vocab_size, vocab_size + masks, default_t_min if t_min is None else t_min, t_max)
         self.schedule = schedule or Linear()
         self.objective = objective
-        self.noise = TokenNoise(vocab_size, "uniform" if masks else source)
+        self.noise = token_noise(vocab_size, "uniform" if masks else source)
         self.mask_id = vocab_size if masks else None
         self.mask_predictor, self.time_dependent = masks, not masks
         self.bound_kind = ANY_ORDER if masks else "flow path bound"
@@ -186,6 +186,4 @@ class FlowMatching(Process):
         """The diffusion with this path's marginals, whose bound is tight; it takes leave-one-out logits."""
         if self.mask_id is not None:
             raise UserError("only a source of tokens has a uniform-diffusion bound; this one is masked")
-        diffusion = UniformDiffusion(self.vocab_size, self.schedule, t_min, t_max)
-        diffusion.noise = self.noise
-        return diffusion
+        return UniformDiffusion(self.vocab_size, self.schedule, t_min, t_max, noise=self.noise)

@@ -56,14 +56,14 @@ CONVERSIONS = {"posterior": log_posterior, "leave-one-out": log_leave_one_out, "
 
 
 def converted(denoise: Denoise, process: Process, meaning: str) -> Denoise:
-    """The network of `process` as one that predicts `meaning`; itself if it already does.
+    """The network of `process` as one that predicts `meaning`, in logarithms; itself if it already does.
 
     Raises:
         UserError: for another meaning.
     """
     if meaning not in CONVERSIONS:
         raise UserError(f"a network predicts one of {', '.join(MEANINGS)}, not {meaning!r}")
-    if process.predicts == meaning:
+    if process.predicts == meaning != "score":  # a score network's logits still have to be scaled
         return denoise
     convert = CONVERSIONS[meaning]
 

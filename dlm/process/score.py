@@ -34,7 +34,9 @@ class ScoreMaskedDiffusion(MaskedDiffusion):
     ):
         super().__init__(vocab_size, schedule or LogLinear(), t_min)
         self.normalise = normalise
-        if not normalise:
+        if normalise:
+            self.predicts = "posterior"  # s = r mu: MD4 in every respect
+        else:
             self.bound_kind = "score-entropy bound"
 
     def log_total(self, logits: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
@@ -63,14 +65,18 @@ class ScoreMaskedDiffusion(MaskedDiffusion):
         return F.one_hot(x0, self.vocab_size).to(dtype).log() + math.log(self.vocab_size)
 
     def rate_bound(self, x_t, t):
+        if self.normalise:
+            return super().rate_bound(x_t, t)
         return torch.where(x_t == self.mask_id, torch.inf, 0.0).to(t.dtype)
 
     def event_prob(self, x_t, t, s):
-        """Z is not bounded: every mask may go."""
-        return (x_t == self.mask_id).to(t.dtype)
+        """Z is not bounded, unless scores are normalised: every mask may go."""
+        return super().event_prob(x_t, t, s) if self.normalise else (x_t == self.mask_id).to(t.dtype)
 
     def event(self, logits, x_t, t, s):
         """SEDD's analytic step reveals with probability Z (u_t - u_s) / u_t, here cut to one; all at s = 0."""
+        if self.normalise:
+            return super().event(logits, x_t, t, s)
         reveal = (self.log_total(logits).exp() * reveal_prob(self.schedule, t, s).to(logits.dtype)).clamp(max=1)
         reveal = torch.where(s <= 0, torch.ones_like(reveal), reveal)[:, None]
         return torch.cat([reveal * logits.softmax(-1), 1 - reveal], -1)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from dlm.errors import UserError
 
-TokenDistribution = str | Sequence[float]
-
 
 class TokenNoise(nn.Module):
     """A distribution pi over V tokens: "uniform", "unigram" or V probabilities.
+
+    Attributes:
+        name: uniform, unigram or custom, as bounds under it are called.
 
     Raises:
         UserError: for another name, or for numbers that are no distribution over V tokens.
@@ -25,8 +26,9 @@ class TokenNoise(nn.Module):
 
     pi: Tensor
 
-    def __init__(self, vocab_size: int, kind: TokenDistribution = "uniform"):
+    def __init__(self, vocab_size: int, kind: str | Sequence[float] = "uniform"):
         super().__init__()
+        self.name = kind if isinstance(kind, str) else "custom"
         self.uniform, self.counted = kind == "uniform", kind == "unigram"
         if isinstance(kind, str):
             if not (self.uniform or self.counted):
@@ -63,3 +65,12 @@ class TokenNoise(nn.Module):
         p, alpha = self.pi[x0].double(), alpha.double()
         seen = (alpha + (1 - alpha) * p) * torch.log1p(alpha * (1 - p) / p)
         return seen + (1 - p) * torch.special.xlog1py(1 - alpha, -alpha)
+
+
+TokenDistribution = str | Sequence[float] | TokenNoise
+"""What a process takes for its noise; a `TokenNoise` is shared, not copied."""
+
+
+def token_noise(vocab_size: int, noise: TokenDistribution) -> TokenNoise:
+    """The noise that is meant."""
+    return noise if isinstance(noise, TokenNoise) else TokenNoise(vocab_size, noise)

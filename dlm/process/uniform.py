@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dlm.process.base import Process, log_plug_in
 from dlm.process.schedule import Linear, Schedule
-from dlm.process.token_noise import TokenDistribution, TokenNoise
+from dlm.process.token_noise import TokenDistribution, TokenNoise, token_noise
 
 
 class UniformDiffusion(Process):
@@ -50,7 +50,9 @@ class UniformDiffusion(Process):
     ):
         super().__init__(vocab_size, vocab_size, t_min, t_max, steps, hybrid)
         self.schedule = schedule or Linear()
-        self.noise = TokenNoise(vocab_size, noise)
+        self.noise = token_noise(vocab_size, noise)
+        if steps is None and not self.noise.uniform:
+            self.bound_kind = f"{self.noise.name}-noise NELBO"
 
     @property
     def counts_tokens(self):

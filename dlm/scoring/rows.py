@@ -41,7 +41,7 @@ def lines(results: list[dict[str, Any]], precision: float | None) -> list[str]:
     """What is printed about one likelihood: itself, how precise it is, what one temperature changes."""
     text = [line(result) for result in results]
     result = results[-1]
-    if precision and result["se_draws"]:
+    if precision and result["se_draws"] and "unit" not in result:
         enough = result["se_draws"] <= precision and trusted(result["rounds"], result["windows"])
         reached = "reached" if enough else "not reached before max_draws"
         text.append(
@@ -72,15 +72,19 @@ def line(result: dict[str, Any]) -> str:
         text += " (Monte Carlo 0)"
     elif result["se_draws"] is None:
         text += " (Monte Carlo part unknown from one round)"
-    else:
-        text += f" (Monte Carlo {result['se_draws']:.4f})"
+    else:  # strata within a single round make it less
+        at_most = "at most " if result["rounds"] == 1 else ""
+        text += f" (Monte Carlo {at_most}{result['se_draws']:.4f})"
     if "bits_per_char" in result:
         text += f", {result['bits_per_char']:.4f} ± {result['se_bits']:.4f} bits per character"
     if "unit" in result and "mean_nats_per_token" in result:
         text += f", mean {result['mean_nats_per_token']:.4f} nats per token"
     if result.get("temperature", 1) != 1:
         text += f", temperature {result['temperature']:.4f}"
+    drawn = f"{result['draws']} draws"
+    if "orders" in result:
+        drawn = f"{result['rounds']} x {result['orders']} orders"
     return (
-        f"{text}   {result['kind']}, {result['windows']} windows x {result['draws']} draws, "
+        f"{text}   {result['kind']}, {result['windows']} windows x {drawn}, "
         f"{result['network_rows']} network rows, {result['seconds']:.1f} s"
     )
