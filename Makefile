@@ -33,7 +33,7 @@ report: $(READY) ## rebuild a study's report from the files that are there
 train: $(READY) ## one run: make train ARGS="method=md4 data.unique_tokens=8192 epochs=50"
 	@$(PY) -m dlm.train $(ARGS)
 
-test: $(READY) ## the fast tests, at most five minutes on two cores
+test: $(READY) ## the fast tests, about three minutes on two cores
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(READY) ## every test
