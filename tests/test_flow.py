@@ -41,7 +41,8 @@ def close(a, b, tol):
 
 @pytest.mark.parametrize("schedule", PATHS, ids=lambda s: type(s).__name__)
 def test_mask_source_is_md4_term_by_term(schedule):
-    """T34: the generalised KL with carried-over visible tokens is MD4's integrand at every t, to 1e-12."""
+    """T34: the generalised KL with carried-over visible tokens is MD4's integrand at every t, to 1e-11, and so is
+    the integral, to 1e-12."""
     flow, md4 = FlowMatching(3, "mask", "generalised_kl", schedule), MaskedDiffusion(3, schedule)
     states = sequences(4, 3)
     for t in (0.01, 0.4, 0.99):
@@ -79,11 +80,11 @@ def test_doubting_visible_tokens_costs_their_missing_mass(t):
 
 @pytest.mark.parametrize("vocab_size", [2, 3, 27])
 def test_uniform_source_pays_a_known_price(vocab_size):
-    """T36: one token, uniform data, perfect network: ((V-1)/V)(1 + ln V) instead of ln V, to 1e-10."""
+    """T36: one token, uniform data, perfect network: ((V-1)/V)(1 + ln V) instead of ln V, to 1e-11."""
     world = World(vocab_size, 1, torch.full((vocab_size,), 1 / vocab_size, dtype=F64))
     process = FlowMatching(vocab_size, "uniform", "generalised_kl", t_min=0.0)
     bound = average(world, expected_nelbo(process, Exact(process, world), world))
-    close(bound, (vocab_size - 1) / vocab_size * (1 + math.log(vocab_size)), 1e-10)
+    close(bound, (vocab_size - 1) / vocab_size * (1 + math.log(vocab_size)), 1e-11)
     assert bound > math.log(vocab_size)
 
 

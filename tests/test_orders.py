@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sampler_laws import DRAWS, agrees, close, exact, seeded
 from dlm import sampling
 from dlm.errors import UserError
 from dlm.process import GenMaskedDiffusion, MaskedDiffusion, UniformDiffusion
+from dlm.process.schedule import Cosine
 from dlm.sampling.ordered import Order, block_ends, top
 
 MD4 = MaskedDiffusion(3)
@@ -129,6 +131,67 @@ def test_annealing_is_linear_in_the_share_still_masked():
     constant = Order("margin", noise="gaussian", noise_scale=2.0)
     close(constant.disturb(score, u, share), torch.full((3,), 2 * wave, dtype=F64), 1e-15)
     close(Order("margin").disturb(score, u, share), score, 0)
+
+
+TOTAL = torch.tensor([6, 4, 1])
+
+
+def rows_of_three_kinds(rows):
+    """Rows with 6, 4 and 1 tokens to reveal, in turn; a seventh token, held, says which kind a row is."""
+    given = torch.zeros(rows, 7, dtype=torch.long)
+    given[:, 6] = torch.arange(rows) % 3
+    return given, torch.arange(7) < TOTAL[given[:, 6], None]
+
+
+def share_masked(x):
+    return (x == 3).sum(1).double() / TOTAL[x[:, 6]]
+
+
+def test_annealing_in_the_sampler_scales_noise_by_the_share():
+    """score + share * noise ranks as score / share + noise does: every token is revealed at the very step at which
+    a network with its log-ratios divided by the share still masked reveals it under constant noise; not so the
+    same network under constant noise."""
+    gaps = torch.tensor([0.1, 0.9, 0.4, 1.3, 0.2, 0.7, 0.0], dtype=F64)
+    logits = torch.stack([gaps, torch.zeros(7, dtype=F64), torch.full((7,), -9.0, dtype=F64)], -1)
+
+    def net(x, t, where):
+        return logits.expand(len(x), -1, -1)[where]
+
+    def divided(x, t, where):
+        return net(x, t, where) / share_masked(x)[:, None].expand(x.shape)[where][:, None]
+
+    for noise in ("gumbel", "gaussian"):
+        options: dict[str, Any] = {"policy": "log_ratio", "noise": noise, "noise_scale": 0.7}
+        annealed, equal, constant = (
+            sampling.ordered(MD4, network, *rows_of_three_kinds(1500), seeded(), anneal=anneal, **options).fixed_at
+            for network, anneal in ((net, "masked_share"), (divided, "constant"), (net, "constant"))
+        )
+        assert torch.equal(annealed, equal)
+        assert (annealed != constant).any(1).double().mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": "random"},
+        {"policy": "margin"},
+        {"policy": "random", "per_step": 2},
+        {"policy": "margin", "steps": 3},
+        {"selection": "value", "per_step": 2},
+    ],
+    ids=str,
+)
+def test_the_network_is_told_the_time_of_the_share_still_masked(options):
+    """u(t) is the share of a row's own free tokens that is still masked, to 1e-12, at every call."""
+    process, asked = MaskedDiffusion(3, Cosine()), []
+
+    def watched(x, t, where):
+        asked.extend(share_masked(x).tolist())
+        close(process.schedule.u(t), share_masked(x), 1e-12)
+        return everywhere(x, t, where)
+
+    sampling.ordered(process, watched, *rows_of_three_kinds(9), seeded(), **options)
+    assert len(asked) > 9 and max(asked) == 1 and min(asked) < 0.5
 
 
 def test_a_bounded_score_drowns_where_the_log_ratio_does_not():

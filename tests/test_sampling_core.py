@@ -131,14 +131,16 @@ def test_the_sampler_reveals_at_the_nominal_rate():
 
 
 def test_temperature_is_a_power_of_the_race():
-    """T72: exp(l) / (-log U)^T and l + T Gumbel(U) choose the same of 5000 x 40 for the same U, exactly; and they
-    are draws at temperature T (chi-square with 5 degrees below 35, once in 6e5)."""
+    """T72: exp(l) / (-log U)^T, l + T Gumbel(U) and Gumbel(U) added to `warp(T)` of l choose the same of 5000 x 40
+    for the same U, exactly; `draw` after `warp(T)` has the law of these races (chi-square with 5 degrees below 35,
+    once in 6e5)."""
     u = torch.rand(5000, 40, dtype=F64, generator=seeded())
     logits = torch.randn(5000, 40, dtype=F64, generator=seeded(1))
     for temperature in (0.3, 1.0, 2.5):
         race = (logits.exp() / (-u.log()) ** temperature).argmax(-1)
-        gumbel = (logits + temperature * -torch.log(-u.log())).argmax(-1)
-        assert torch.equal(race, gumbel)
+        gumbel = -torch.log(-u.log())
+        assert torch.equal(race, (logits + temperature * gumbel).argmax(-1))
+        assert torch.equal(race, (sampling.warp(temperature)(logits) + gumbel).argmax(-1))
     row = torch.randn(6, dtype=F64, generator=seeded(2))
     u = torch.rand(100_000, 6, dtype=F64, generator=seeded(3))
     law = sampling.warp(0.7)(row).softmax(-1)

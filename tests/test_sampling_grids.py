@@ -174,8 +174,8 @@ FIRST_ORDER = {
 
 @pytest.mark.parametrize("name", FIRST_ORDER)
 def test_more_steps_halve_the_distance(name, monkeypatch):
-    """T44, T74: total variation to the data, with each process's own exact network, is c/T: it halves when T doubles,
-    with masks at T = 8, 16, 32, 64 (ratio 2 +- 0.1), with uniform noise from 32 to 64 (2 +- 0.2)."""
+    """T44, T74: total variation to the data, with each process's own exact network, is c/T: it halves when T
+    doubles, with masks at T = 8, 16, 32, 64 (ratio 2 +- 0.1), with uniform noise from 32 to 64 (2 +- 0.2)."""
     process, sampler, options = FIRST_ORDER[name]
     steps, margin = ((32, 64), 0.2) if process.mask_id is None else ((8, 16, 32, 64), 0.1)
     laws = [grid_law(monkeypatch, sampler, process, exact(process), steps=t, **options)[0] for t in steps]

@@ -1,5 +1,6 @@
 """Samplers without a grid, against the laws of the continuous processes they claim to simulate."""
 
+import itertools
 import math
 
 import pytest
@@ -31,21 +32,44 @@ def test_first_hitting_has_the_random_order_law(process):
     assert agrees(sampling.first_hitting(process, exact(MD4), *blank(), seeded(2)).x, WORLD.p)
 
 
+def below(values, points):
+    """The share of `values` [N] at or below each point."""
+    return (values[:, None] <= points).double().mean(0)
+
+
 def test_first_hitting_tells_the_times_of_the_process():
-    """T46: the j-th of n tokens is asked for at the time whose masking rate is the j-th largest of n uniforms, of
-    mean (n + 1 - j)/(n + 1) (5 standard errors of 20 000 rows)."""
-    told = []
+    """T46: the j-th of n = 8 tokens is asked for at the time whose masking rate is the j-th largest of n uniforms;
+    given that it is u, and that m tokens stay masked, the next rate has P(<= y) = (y/u)^m.
+
+    20 000 rows against P(j-th largest <= y) = sum_{k<j} binom(n, k) (1-y)^k y^(n-k), which also says that the
+    number masked at rate y is Binomial(n, y): at 51 points from 0.0005 to 0.9995, within 5 standard errors where
+    25 rows are expected on either side.  A rate of 0.999 u + 0.0005 would miss all 80 expected beyond each end.
+    """
+    told, n, rows = [], 8, 20_000
 
     def net(x, t, where):
         told.append(t)
         return torch.zeros(int(where.sum()), 3, dtype=F64)
 
     process = MaskedDiffusion(3, Cosine())
-    sampling.first_hitting(process, net, *blank(20_000), seeded())
+    sampling.first_hitting(process, net, torch.zeros(rows, n).long(), torch.ones(rows, n).bool(), seeded())
     rates = process.schedule.u(torch.stack(told))
-    assert (rates.diff(dim=0) < 0).all()
+    assert len(rates) == n and (rates.diff(dim=0) < 0).all()
+    y = torch.cat([torch.tensor([0.0005, 0.9995], dtype=F64), torch.arange(1, 50, dtype=F64) / 50])
+
+    def agree(values, law):
+        seen = rows * law * (1 - law) > 25
+        error = (below(values, y) - law) / (law * (1 - law) / rows).sqrt()
+        assert seen.sum() > 10 and error[seen].abs().max() < 5, error[seen]
+
     for j, rate in enumerate(rates, start=1):
-        assert abs(float(rate.mean()) - (4 - j) / 4) < 5 * float(rate.std()) / math.sqrt(20_000)
+        agree(rate, torch.stack([math.comb(n, k) * (1 - y) ** k * y ** (n - k) for k in range(j)]).sum(0))
+    for masked, (u, following) in zip(range(n - 1, 0, -1), itertools.pairwise(rates), strict=True):
+        scaled = (following / u) ** masked  # uniform, whatever u was
+        agree(scaled, y)
+        centred, other = scaled - scaled.mean(), u - u.mean()
+        correlation = (centred * other).mean() / (centred.std() * other.std())
+        assert abs(float(correlation)) < 5 / math.sqrt(rows)
 
 
 def test_accepted_candidates_have_the_rates_of_the_chain():

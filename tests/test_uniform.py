@@ -139,9 +139,10 @@ def test_conversion_between_the_two_posteriors(t):
         close(own, own[:1].expand_as(own), 1e-13)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 32])
 def test_plug_in_with_c_and_mixture_with_mu_are_one_sampler(steps):
-    """T19: sum_a q(x_s | z, a) mu*(a) = the plug-in posterior with c, to 1e-12; T = 1 costs the TC."""
+    """T19: sum_a q(x_s | z, a) mu*(a) = the plug-in posterior with c at every step of T, to 1e-12: one sampler,
+    one bound; T = 1 costs the total correlation (1e-12)."""
     states = sequences(3, 3)
     grid = torch.linspace(0, 1, steps + 1, dtype=F64)
     for s, t in itertools.pairwise(grid):

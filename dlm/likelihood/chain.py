@@ -37,7 +37,7 @@ def order_nll(
     for b, i in zip(sequence.split(rows), position.split(rows), strict=True):
         hidden = target[b] & (place[b] >= place[b, i][:, None])
         clean = x0[b]
-        rate = hidden.sum(1) / target[b].sum(1).clamp(min=1)
+        rate = hidden.sum(1).double() / target[b].sum(1).clamp(min=1)
         t = masking_time(process, rate)
         asked = columns == i[:, None]
         nll = token_nll(denoise, torch.where(hidden, mask_id(process), clean), t, clean, asked)
@@ -81,7 +81,7 @@ def _adaptive_nll(process, denoise, x0, target, score):
     hidden, n = target.clone(), target.sum(1)
     while (rows := hidden.any(1)).any():
         masked, clean = hidden[rows], x0[rows]
-        t = masking_time(process, masked.sum(1) / n[rows])
+        t = masking_time(process, masked.sum(1).double() / n[rows])
         logits = denoise(torch.where(masked, mask_id(process), clean), t, masked).double()
         scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=x0.device)
         scores[masked] = score(logits).double()

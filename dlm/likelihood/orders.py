@@ -87,7 +87,7 @@ def subset_log_mu(
     where = masked.repeat(batch, 1)
     pieces = []
     for b, hidden in zip(sequence.split(rows), where.split(rows), strict=True):
-        t = masking_time(process, hidden.sum(1) / length)
+        t = masking_time(process, hidden.sum(1).double() / length)
         clean = x0[b]
         nll = token_nll(denoise, torch.where(hidden, mask_id(process), clean), t, clean, hidden)
         pieces.append(-nll.double())

@@ -113,7 +113,7 @@ def square_defect_draws(
         pieces = []
         pieces_of = (masked.split(rows), asked.split(rows), clean.split(rows), n[:, 0].split(rows))
         for where, at, x, of in zip(*pieces_of, strict=True):
-            t = masking_time(process, where.sum(1) / of)
+            t = masking_time(process, where.sum(1).double() / of)
             pieces.append(-token_nll(denoise, torch.where(where, mask_id(process), x), t, x, at).double())
         return torch.cat(pieces)
 

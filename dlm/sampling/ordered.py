@@ -141,7 +141,7 @@ def ordered(
     position = torch.arange(free.shape[1], dtype=torch.float64, device=free.device)
     for step, end in enumerate(blocks):
         masked = run.masked
-        share = masked.sum(1) / total.clamp(min=1)
+        share = masked.sum(1).double() / total.clamp(min=1)
         count = masked.sum(1) - (total - end).clamp(min=0)
         masked = masked & (count > 0)[:, None]
         t, now = masking_time(process, share), run.at_every(step)
