@@ -130,7 +130,7 @@ def test_a_network_that_knows_the_time_is_told_the_share_of_masks():
 
     def watched(x_t, t, where=None):
         given = 3 - (x_t == 3).sum(1)
-        seen.append((process.schedule.u(t) - (3 - given) / 3).abs().max())
+        seen.append((process.schedule.u(t) - (3 - given).double() / 3).abs().max())
         return RN(x_t, t, where)
 
     x0, target, index = WORLD.clean, everywhere(WORLD.clean), torch.arange(27)
