@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from dlm.errors import UserError
 from dlm.process import FlowMatching, MaskedDiffusion
-from dlm.process.base import generalised_kl
+from dlm.process.divergence import generalised_kl
 from dlm.process.parameterisation import converted
 from dlm.process.schedule import CosineSquared, Kappa, Linear
 

@@ -34,7 +34,7 @@ from dlm.process import (
     ScoreMaskedDiffusion,
     ScoreUniformDiffusion,
 )
-from dlm.process.base import generalised_kl
+from dlm.process.divergence import generalised_kl
 from dlm.process.masked import carry_over, exact_count_mask
 from dlm.process.schedule import (
     Cosine,

@@ -35,7 +35,7 @@ from oracle import (
 
 from dlm.errors import UserError
 from dlm.process import FlowMatching, MaskedDiffusion, Process, UniformDiffusion
-from dlm.process.base import generalised_kl
+from dlm.process.divergence import generalised_kl
 from dlm.process.parameterisation import converted, log_score
 
 CONF = Path(__file__).parents[1] / "conf" / "method"

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from dlm.errors import UserError
 from dlm.process import GenMaskedDiffusion, MaskedDiffusion, ScoreMaskedDiffusion, UniformDiffusion
-from dlm.process.base import categorical_kl, log_plug_in
+from dlm.process.divergence import categorical_kl
 from dlm.process.schedule import Cosine, LogLinear
+from dlm.process.uniform import log_plug_in
 
 MD4 = MaskedDiffusion(3)
 UNIFORM = UniformDiffusion(3, t_min=0.0, t_max=1.0)

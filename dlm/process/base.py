@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlm.errors import UserError
+from dlm.process.divergence import categorical_kl, generalised_kl
 
 Denoise = Callable[..., Tensor]
 """denoise(x_t [B L], t [B], where: Bool [B L] | None) -> logits [B L V], or [N V] at the N positions `where`.
@@ -157,6 +158,13 @@ class Process(nn.Module):
     def marginal(self, p0: Float[Tensor, "B L V"], t: Float[Tensor, " B"]) -> Float[Tensor, "B L S"]:
         """q_t(. | p0) = sum_a p0(a) q(x_t = . | x0 = a)."""
         raise NotImplementedError
+
+    def destroyed(
+        self, time: float, x0: Int[Tensor, "B L"], noise: Float[Tensor, "B L"], target: Bool[Tensor, "B L"]
+    ) -> tuple[Int[Tensor, "B L"], Float[Tensor, " B"]]:
+        """x_t with all rows at one time, positions outside `target` left clean; and that time, for each row."""
+        t = torch.full((len(x0),), time, dtype=noise.dtype, device=x0.device)
+        return torch.where(target, self.corrupt(x0, t, noise), x0), t
 
     # -- the reverse process ------------------------------------------------------------------------------
 
@@ -314,39 +322,6 @@ class Process(nn.Module):
             nll = F.cross_entropy(log_mu.transpose(1, 2), x0, reduction="none")
             objective = objective + self.hybrid * self.steps * (nll * target).sum(1)
         return Bound(ell, objective, target.sum())
-
-
-def generalised_kl(
-    true: Float[Tensor, "B L S"], model: Float[Tensor, "B L S"], x_t: Int[Tensor, "B L"]
-) -> Float[Tensor, "B L"]:
-    """sum_{y != x_t} [ R_y - C_y + C_y log(C_y / R_y) ], 0 log 0 = 0 in value and in gradient."""
-    off = ~F.one_hot(x_t, true.shape[-1]).bool()
-    live = off & (true > 0)
-    ratio = torch.where(live, true, 1.0) / torch.where(live, model, 1.0)
-    return (off * (model - true) + torch.where(live, true * torch.log(ratio), 0.0)).sum(-1)
-
-
-def categorical_kl(true: Float[Tensor, "*N S"], model: Float[Tensor, "*N S"]) -> Float[Tensor, "*N"]:
-    """sum_y p_y log(p_y / m_y), 0 log 0 = 0 in value and in gradient."""
-    live = true > 0
-    ratio = torch.where(live, true, 1.0) / torch.where(live, model, 1.0)
-    return torch.where(live, true * torch.log(ratio), 0.0).sum(-1)
-
-
-def log_plug_in(
-    keep: Float[Tensor, "*N"],
-    noise: Float[Tensor, "*N"],
-    x_t: Int[Tensor, "*N"],
-    log_q_s: Float[Tensor, "*N S"],
-) -> Float[Tensor, "*N S"]:
-    """log p(x_s = y | x_t = z), p ~ q(z | x_s = y) q_s(y), for any interpolating process (D3PM's reverse).
-
-    The forward step keeps a token with probability `keep` = alpha_t / alpha_s and otherwise draws from the noise
-    distribution, whose probability of the observed z is `noise`.
-    """
-    moved, stayed = torch.log((1 - keep) * noise), torch.log(keep + (1 - keep) * noise)
-    seen = log_q_s.gather(-1, x_t[..., None]) + stayed[..., None]
-    return (log_q_s + moved[..., None]).scatter(-1, x_t[..., None], seen).log_softmax(-1)
 
 
 def token_nll(

@@ -155,8 +155,7 @@ class FlowMatching(Process):
             return first_unmasked(self, denoise, x0, noise, target)
         if self.t_min == 0:
             return super().reconstruction(denoise, x0, noise, target)
-        t = torch.full((len(x0),), self.t_min, dtype=noise.dtype, device=x0.device)
-        z = torch.where(target, self.corrupt(x0, t, noise), x0)
+        z, t = self.destroyed(self.t_min, x0, noise, target)
         log_mu = self.log_mu(denoise(z, t).to(noise.dtype), z)
         return -log_mu.gather(-1, x0[..., None])[..., 0]
 

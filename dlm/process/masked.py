@@ -131,10 +131,9 @@ def first_unmasked(
 
     f(u) = (1/u) E_{masks at rate u} sum_masked CE.
     """
-    t = torch.full((len(x0),), process.t_min, dtype=noise.dtype, device=x0.device)
     if process.schedule.u(torch.tensor(process.t_min, dtype=torch.float64)) == 0:
         return torch.zeros(x0.shape, dtype=noise.dtype, device=x0.device)
-    x_t = torch.where(target, process.corrupt(x0, t, noise), x0)
+    x_t, t = process.destroyed(process.t_min, x0, noise, target)
     return token_nll(denoise, x_t, t, x0, target & (x_t == process.mask_id)).to(noise.dtype)
 
 

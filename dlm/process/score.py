@@ -119,8 +119,7 @@ class ScoreUniformDiffusion(UniformDiffusion):
 
         Unlike the exact inversion this stays positive for scores that no distribution has.
         """
-        t = torch.full((len(x0),), self.t_min, dtype=noise.dtype, device=x0.device)
-        z = torch.where(target, self.corrupt(x0, t, noise), x0)
+        z, t = self.destroyed(self.t_min, x0, noise, target)
         log_p = self.scores(denoise(z, t).to(noise.dtype), z, t) + self.log_evidence(z, t)
         return F.cross_entropy(log_p.transpose(1, 2), x0, reduction="none")
 

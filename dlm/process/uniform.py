@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.process.base import Process, log_plug_in
+from dlm.process.base import Process
 from dlm.process.schedule import Linear, Schedule
 from dlm.process.token_noise import TokenDistribution, TokenNoise, token_noise
 
@@ -158,14 +158,29 @@ class UniformDiffusion(Process):
 
     def reconstruction(self, denoise, x0, noise, target):
         """-log p(x0 | x_tmin) by the network's own posterior."""
-        t = torch.full((len(x0),), self.t_min, dtype=noise.dtype, device=x0.device)
-        z = torch.where(target, self.corrupt(x0, t, noise), x0)
+        z, t = self.destroyed(self.t_min, x0, noise, target)
         log_p = self.log_posterior(denoise(z, t).to(noise.dtype), z, t)
         return F.cross_entropy(log_p.transpose(1, 2), x0, reduction="none")
 
     def prior_term(self, denoise, x0, noise, target):
         alpha = self.schedule.alpha(torch.tensor(self.t_max, dtype=torch.float64)).to(x0.device)
         return self.noise.prior_kl(x0, alpha).to(noise.dtype)
+
+
+def log_plug_in(
+    keep: Float[Tensor, "*N"],
+    noise: Float[Tensor, "*N"],
+    x_t: Int[Tensor, "*N"],
+    log_q_s: Float[Tensor, "*N S"],
+) -> Float[Tensor, "*N S"]:
+    """log p(x_s = y | x_t = z), p ~ q(z | x_s = y) q_s(y), for any interpolating process (D3PM's reverse).
+
+    The forward step keeps a token with probability `keep` = alpha_t / alpha_s and otherwise draws from the noise
+    distribution, whose probability of the observed z is `noise`.
+    """
+    moved, stayed = torch.log((1 - keep) * noise), torch.log(keep + (1 - keep) * noise)
+    seen = log_q_s.gather(-1, x_t[..., None]) + stayed[..., None]
+    return (log_q_s + moved[..., None]).scatter(-1, x_t[..., None], seen).log_softmax(-1)
 
 
 def given_struck(
