@@ -6,6 +6,8 @@ configuration is composed. Only the entry points import this module; everything 
 
 import hashlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -197,9 +199,16 @@ def one_line(error: BaseException) -> str:
 
 
 def entry(main: Callable[[], object]) -> None:
-    """Run a command: a mistake of the user's becomes one line on stderr and exit status 2."""
+    """Run a command: a mistake of the user's becomes one line on stderr and exit status 2.
+
+    A reader that has seen enough (`| head`) ends it quietly, with the status of a broken pipe.
+    """
     try:
         main()
+        sys.stdout.flush()
     except (UserError, *CONFIG_ERRORS) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        sys.exit(128 + signal.SIGPIPE)
