@@ -27,7 +27,7 @@ from dlm.errors import UserError
 from dlm.files import write_json
 from dlm.likelihood import EXACT, Kind
 from dlm.lm import LanguageModel
-from dlm.metrics import Score, WindowNLL
+from dlm.metrics import Score
 from dlm.run import RunDirectory, load_checkpoint
 from dlm.scoring import Scorer, content_hash, joined, rows
 
@@ -56,19 +56,11 @@ class Settings:
         )
 
 
-@torch.no_grad()
 def score(
-    model: LanguageModel, data: DataModule, nll_draws: Any, split: str, windows: int | None, draws: int, batch: int
+    model: LanguageModel, data: DataModule, kind: Kind, split: str, windows: int | None, draws: int, batch: int
 ) -> Score:
-    """Score windows of a split by any function of `LanguageModel.nll_draws`' signature."""
-    numbers, x0 = torch.from_numpy(data.window_numbers(split, windows)), data.windows(split, windows)
-    if len(x0) == 0:
-        raise UserError(f"the {split} split of the data holds no window of {data.source.seq_len} tokens")
-    metric = WindowNLL(sync_on_compute=False)  # one process scores every window; the others may have ended
-    for index, some in zip(numbers.split(batch), x0.to(model.device).split(batch), strict=True):
-        target = torch.ones_like(some, dtype=torch.bool)
-        metric.update(nll_draws(some, target, index, draws), target.sum(1), index)
-    return metric.compute()
+    """One likelihood of windows of a split, kept nowhere. Raises UserError if the split has none."""
+    return Scorer(model, data, batch, windows).estimate(kind, draws, split).score
 
 
 def measure(model: LanguageModel, data: DataModule, settings: Settings) -> dict[str, Any]:
@@ -77,10 +69,7 @@ def measure(model: LanguageModel, data: DataModule, settings: Settings) -> dict[
     per_char = data.source.chars_per_token(settings.split)
 
     def block(kind: Kind, windows: int | None, draws: int) -> dict[str, Any]:
-        def nll_draws(x0: Any, target: Any, index: Any, draws: int) -> Any:
-            return kind.draws(model.backbone, x0, target, index, draws, model.seed_of_evaluation)
-
-        s = score(model, data, nll_draws, settings.split, windows, draws, settings.batch_size)
+        s = score(model, data, kind, settings.split, windows, draws, settings.batch_size)
         return rows.row(kind, s, per_char, settings.split, draws)
 
     kinds, headline = model.likelihoods(), model.headline

@@ -96,7 +96,7 @@ def test_the_command_line_scores_what_it_is_asked_for(md4_run, called):
 def test_scores_do_not_depend_on_the_batch(md4_run, shuffle_run):
     for run in (md4_run, shuffle_run):
         model, data, _ = evaluate.load_run(run)
-        one, many = (evaluate.score(model, data, model.nll_draws, "report", None, 4, size) for size in (1, 7))
+        one, many = (evaluate.score(model, data, model.headline, "report", None, 4, size) for size in (1, 7))
         assert one.per_window == pytest.approx(many.per_window, abs=1e-5)
 
 
@@ -116,4 +116,4 @@ def test_a_split_without_windows_is_refused():
     model, data = shaken("md4", "data.held_out=1")
     data.source._streams["report"] = data.source._streams["report"][:3]
     with pytest.raises(UserError, match="report split"):
-        evaluate.score(model, data, model.nll_draws, "report", None, 1, 4)
+        evaluate.score(model, data, model.headline, "report", None, 1, 4)

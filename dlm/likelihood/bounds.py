@@ -67,8 +67,7 @@ def continuous_nelbo(
     """
     strata, corruption = stratified(x0, index, draws, seed)
     t = process.times(strata)
-    wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
-    x_t = torch.where(wide_target, process.corrupt(wide, t, corruption[:, 1:].flatten(0, 1)), wide)
+    x_t, wide, wide_target = corrupted(process, x0, target, t, corruption[:, 1:])
     pieces = in_pieces(process, x_t, t, wide)
     ell = torch.cat([process.nelbo(denoise(z, s).double(), clean, z, s) for z, s, clean in pieces])
     integral = (process.t_max - process.t_min) * where(wide_target, ell).sum(1).view(len(x0), draws)
@@ -101,8 +100,7 @@ def step_nelbo(
     strata, corruption = stratified(x0, index, draws, seed)
     i = (strata * steps).long().clamp(max=steps - 1)
     s, t = times[i], times[i + 1]
-    wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
-    x_t = torch.where(wide_target, process.corrupt(wide, t, corruption[:, 1:].flatten(0, 1)), wide)
+    x_t, wide, wide_target = corrupted(process, x0, target, t, corruption[:, 1:])
     pieces = in_pieces(process, x_t, wide, t, s)
     kl = torch.cat([process.step_kl(denoise(z, now).double(), x, z, now, then) for z, x, now, then in pieces])
     total = steps * where(wide_target, kl).sum(1).view(len(x0), draws)
@@ -119,6 +117,19 @@ def stratified(
     noise = uniforms(seed, Stream.EVALUATION, index.tolist(), (draws + 1) * length + 1).to(x0.device)
     strata = (torch.arange(draws, device=x0.device) + noise[:, :1]) / draws
     return strata.flatten(), noise[:, 1:].reshape(batch, draws + 1, length)
+
+
+def corrupted(
+    process: Process,
+    x0: Int[Tensor, "B L"],
+    target: Bool[Tensor, "B L"],
+    t: Float[Tensor, " B*draws"],
+    noise: Float[Tensor, "B draws L"],
+) -> tuple[Int[Tensor, "B*draws L"], Int[Tensor, "B*draws L"], Bool[Tensor, "B*draws L"]]:
+    """x_t of every draw, beside its x0 and its target."""
+    draws = noise.shape[1]
+    wide, wide_target = x0.repeat_interleave(draws, 0), target.repeat_interleave(draws, 0)
+    return torch.where(wide_target, process.corrupt(wide, t, noise.flatten(0, 1)), wide), wide, wide_target
 
 
 def where(target: Bool[Tensor, "B L"], nats: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:

@@ -39,6 +39,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.process import Denoise
+from dlm.process.destroyers import sequences
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Lattice:
 
     @cached_property
     def states(self) -> Int[Tensor, "N L"]:
-        return torch.cartesian_prod(*[torch.arange(self.vocab_size + 1)] * self.length).reshape(-1, self.length)
+        return sequences(self.vocab_size + 1, self.length)
 
     @cached_property
     def hidden(self) -> Bool[Tensor, "N L"]:
