@@ -99,8 +99,8 @@ class BalancedDiffusion(MaskedDiffusion):
 
     def loss(self, denoise, x0, t, target, noise):
         """MD4's bound of every row, and its objective in the rows that are kept."""
-        bound = super().loss(denoise, x0, t, target, noise[:1])
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
+        bound = self.loss_at(denoise, x0, x_t, t, target)
         kept = noise[1, :, 0] < self.keep_prob(x_t)
         if self.training and bound.objective.requires_grad:
             self.count(x_t)

@@ -103,6 +103,17 @@ class MaskedDiffusion(Process):
     def loss(self, denoise, x0, t, target, noise):
         """The same as the generic loss, asking the vocabulary head for masked positions only."""
         x_t = torch.where(target, self.corrupt(x0, t, noise[0]), x0)
+        return self.loss_at(denoise, x0, x_t, t, target)
+
+    def loss_at(
+        self,
+        denoise: Denoise,
+        x0: Int[Tensor, "B L"],
+        x_t: Int[Tensor, "B L"],
+        t: Float[Tensor, " B"],
+        target: Bool[Tensor, "B L"],
+    ) -> Bound:
+        """The loss of a corruption that was drawn already."""
         where = target & (x_t == self.mask_id)
         nll = token_nll(denoise, x_t, t, x0, where)
         weight = (self.t_max - self.t_min) * self.weight(t)
