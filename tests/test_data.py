@@ -11,7 +11,7 @@ import torch
 
 from dlm.data.corpus import Pydoc, StandardLibrary, paragraphs
 from dlm.data.leak import sharing, verbatim_share, window_hashes
-from dlm.data.module import DataModule
+from dlm.data.module import PASSAGE, DataModule, starts_of_runs
 from dlm.data.sampler import ShardedBatches, StreamSampler
 from dlm.data.source import SPLITS
 from dlm.data.split import assign, prepare
@@ -421,3 +421,28 @@ def test_long_chains_have_an_entropy_but_no_table():
     assert 0 < toy.entropy < 64 * math.log(4)
     with pytest.raises(UserError, match="4\\^64"):
         toy.probs()
+
+
+def test_held_out_windows_are_grouped_by_passages_of_their_documents():
+    """Held-out text is read document by document; a passage is at most PASSAGE tokens of one document."""
+    source = pydoc(128)
+    data = DataModule(source, 8, 0)
+    for split in ("tune", "report"):
+        documents = source.documents(split)
+        assert len(documents) == len(source.tokens(split))
+        starts, numbers = starts_of_runs(documents)
+        assert len(set(numbers)) == len(numbers), "a document's paragraphs stay together"
+        passages = data.window_passages(split)
+        assert len(passages) == len(data.window_numbers(split))
+        assert np.bincount(passages).max() <= PASSAGE // 128 + 1
+        for passage in np.unique(passages):
+            inside = data.window_numbers(split)[passages == passage]
+            assert np.all(np.diff(inside) == 1), "consecutive windows"
+        few = data.window_passages(split, 20)
+        assert len(few) == 20 and few.max() < passages.max() + 1
+
+
+def test_the_passages_of_separate_sequences_are_the_sequences():
+    source = ToySource("markov", seq_len=4)
+    passages = DataModule(source, 8, 0).window_passages("report", 16)
+    assert passages.tolist() == list(range(16))

@@ -6,13 +6,16 @@ A batch is a dict with at least `x0` [b, L] and `target` [b, L], the positions t
 import lightning
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlm.data.sampler import MicroBatch, ShardedBatches, StreamSampler
 from dlm.data.source import HELD_OUT, Source
 from dlm.errors import UserError
+
+
+PASSAGE = 1024  # tokens
 
 
 class TrainWindows(Dataset):
@@ -126,6 +129,20 @@ class DataModule(lightning.LightningDataModule):
         """The tokens of those windows."""
         return gather(self.source, split, self.window_numbers(split, limit))
 
+    def window_passages(self, split: str, limit: int | None = None) -> Int[np.ndarray, " N"]:
+        """The passage of each of those windows: its document, and which PASSAGE tokens of it. Neighbouring windows
+        are alike, so standard errors and bootstraps resample passages; a short document is one passage.
+
+        A window belongs to the document that most of it comes from.
+        """
+        numbers, length = self.source.documents(split), self.source.seq_len
+        first = {document: start for start, document in reversed(list(zip(*starts_of_runs(numbers), strict=True)))}
+        keys = []
+        for start in self.window_numbers(split, limit) * length:
+            document = int(np.bincount(numbers[start : start + length]).argmax())
+            keys.append((document, max(0, int(start) - first[document]) // PASSAGE))
+        return np.unique(np.array(keys).reshape(-1, 2), axis=0, return_inverse=True)[1].reshape(-1)
+
     @property
     def _place(self) -> dict[str, int]:
         trainer = self.trainer
@@ -141,6 +158,12 @@ class DataModule(lightning.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+
+def starts_of_runs(numbers: UInt[np.ndarray, " U"]) -> tuple[list[int], list[int]]:
+    """Where each run of equal numbers begins, and its number."""
+    starts = np.flatnonzero(np.diff(numbers.astype(np.int64), prepend=-1))
+    return starts.tolist(), numbers[starts].tolist()
 
 
 def gather(source: Source, split: str, numbers: Int[np.ndarray, " N"]) -> Int[Tensor, "N L"]:

@@ -36,6 +36,10 @@ class Source(ABC):
     def tokens(self, split: str) -> UInt[np.ndarray, " U"]:
         """The whole split as one stream; `train` is cut to its first `unique_tokens`."""
 
+    def documents(self, split: str) -> UInt[np.ndarray, " U"]:
+        """The number of the document that each token comes from; sequences laid end to end are one each."""
+        return (np.arange(len(self.tokens(split))) // self.seq_len).astype(np.uint32)
+
     @abstractmethod
     def chars(self, split: str) -> int:
         """Number of characters that `tokens(split)` stands for: the denominator of bits per character."""

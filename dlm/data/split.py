@@ -12,7 +12,7 @@ from dlm.data.corpus import paragraphs
 from dlm.data.leak import WIDTH, sharing, verbatim_share
 from dlm.data.source import SPLITS
 
-PREPARATION = 1
+PREPARATION = 2
 """Part of every cache name: raise it with any change to what a corpus becomes."""
 
 HELD_OUT_SHARE = 0.1
@@ -32,6 +32,8 @@ class Paragraph(NamedTuple):
 
 class Prepared(NamedTuple):
     paragraphs: dict[str, list[str]]
+    documents: dict[str, list[int]]
+    """The document that each paragraph comes from, as a number."""
     audit: dict
 
 
@@ -60,8 +62,10 @@ def assign(sizes: dict[str, int]) -> dict[str, str]:
 def prepare(documents: Iterable[tuple[str, str]]) -> Prepared:
     """Paragraphs of each split, in reading order of the stream, and the audit of how they came about.
 
-    Within a split, paragraphs are ordered by a hash of their content. Any prefix of train is therefore a uniform
-    sample of its paragraphs, not its first few documents: nested budgets differ in size and in nothing else.
+    In train, paragraphs are ordered by a hash of their content. Any prefix of it is therefore a uniform sample of
+    its paragraphs, not its first few documents: nested budgets differ in size and in nothing else. Held-out
+    paragraphs keep the order they have in their document, one document after the other: so a window of held-out
+    text lies in one document, as a rule, and errors can be resampled by document.
     """
     documents = sorted(documents)
     everything = [
@@ -77,14 +81,16 @@ def prepare(documents: Iterable[tuple[str, str]]) -> Prepared:
     split_of = assign(sizes)
 
     splits: dict[str, list[Paragraph]] = {split: [] for split in SPLITS}
-    for paragraph in sorted(unique.values(), key=lambda p: digest("order", p.normal)):
+    for paragraph in unique.values():
         splits[split_of[paragraph.document]].append(paragraph)
+    splits["train"].sort(key=lambda p: digest("order", p.normal))
     clean = dict(splits)
     clean["tune"] = without_overlap(splits["tune"], splits["train"])
     clean["report"] = without_overlap(splits["report"], splits["train"] + clean["tune"])
 
     raw = {s: SEPARATOR.join(text for name, text in documents if split_of[name] == s) for s in SPLITS}
     texts = {split: [p.text for p in clean[split]] for split in SPLITS}
+    number = {name: i for i, (name, _) in enumerate(documents)}
     audit = {
         "documents": {s: sum(where == s for where in split_of.values()) for s in SPLITS},
         "paragraphs": {s: len(texts[s]) for s in SPLITS},
@@ -97,7 +103,7 @@ def prepare(documents: Iterable[tuple[str, str]]) -> Prepared:
             "after": leaks({s: SEPARATOR.join(texts[s]) for s in SPLITS}),
         },
     }
-    return Prepared(texts, audit)
+    return Prepared(texts, {split: [number[p.document] for p in clean[split]] for split in SPLITS}, audit)
 
 
 def without_overlap(held_out: list[Paragraph], seen: list[Paragraph]) -> list[Paragraph]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from platform import python_version
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Int, UInt
 from numpy.typing import ArrayLike
 
 from dlm.data.cache import cached
@@ -56,6 +56,10 @@ class TextSource(Source):
         stream = np.memmap(self.folder / token_file(split), dtype=self._dtype, mode="r")
         return stream[: self.unique_tokens] if split == "train" else stream
 
+    def documents(self, split: str) -> UInt[np.ndarray, " U"]:
+        numbers = np.memmap(self.folder / document_file(split), dtype="uint32", mode="r")
+        return numbers[: self.unique_tokens] if split == "train" else numbers
+
     def chars(self, split: str) -> int:
         if split == "train" and self.unique_tokens is not None:
             return len(self.decode(self.tokens(split)))
@@ -81,9 +85,13 @@ def build(name: str, documents: list[tuple[str, str]], content: str, tokenizer: 
     tokenizer.fit(texts["train"], folder)
     fitted = tokenizer.load(folder)
     dtype = "uint16" if fitted.vocab_size <= 2**16 else "uint32"
-    streams = {split: tokenise(texts[split], fitted, dtype) for split in SPLITS}
-    for split, stream in streams.items():
-        stream.tofile(folder / token_file(split))
+    streams = {}
+    for split in SPLITS:
+        streams[split], lengths = tokenise(texts[split], fitted, dtype)
+        streams[split].tofile(folder / token_file(split))
+        np.repeat(np.array(prepared.documents[split], dtype="uint32"), lengths).tofile(
+            folder / document_file(split)
+        )
     audit = {
         "name": name,
         "python": python_version(),
@@ -96,8 +104,10 @@ def build(name: str, documents: list[tuple[str, str]], content: str, tokenizer: 
     return {"dtype": dtype, "audit": audit}
 
 
-def tokenise(texts: list[str], tokenizer: Tokenizer, dtype: str) -> UInt[np.ndarray, " U"]:
-    """The ids of all texts, end to end."""
+def tokenise(
+    texts: list[str], tokenizer: Tokenizer, dtype: str
+) -> tuple[UInt[np.ndarray, " U"], Int[np.ndarray, " texts"]]:
+    """The ids of all texts, end to end, and how many each has."""
     import datasets  # 1.7 s to import, and only needed to build
 
     datasets.disable_progress_bars()
@@ -108,11 +118,17 @@ def tokenise(texts: list[str], tokenizer: Tokenizer, dtype: str) -> UInt[np.ndar
         features=datasets.Features({"ids": datasets.List(datasets.Value(dtype))}),
         new_fingerprint=digest(tokenizer.fingerprint, *texts)[:16],
     )
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in rows.data.column("ids").chunks])
+    chunks = rows.data.column("ids").chunks
+    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]), lengths
 
 
 def token_file(split: str) -> str:
     return f"tokens-{split}.bin"
+
+
+def document_file(split: str) -> str:
+    return f"documents-{split}.bin"
 
 
 def pydoc(
