@@ -20,18 +20,15 @@ import lightning
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from dlm import callbacks, config, device, evaluate
+from dlm import callbacks, config, device, evaluate, tracking
 from dlm.build import build_data, build_model, observe
 from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.files import write_atomically, write_json
 from dlm.lm import LanguageModel
 from dlm.run import AtomicCheckpointIO, RunDirectory, load_checkpoint
-
-AXES = ("epoch", "tokens", "flops")
 
 
 def build_trainer(
@@ -61,7 +58,7 @@ def build_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=wandb_logger(cfg, run) if cfg.logger.wandb and is_main_process() else False,
+        logger=tracking.wandb_logger(cfg, run) if cfg.logger.wandb and is_main_process() else False,
         callbacks=parts,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,  # callbacks.Progress knows the number of steps
@@ -69,38 +66,6 @@ def build_trainer(
         enable_checkpointing=True,
         default_root_dir=run.path,
     )
-
-
-def wandb_logger(cfg: DictConfig, run: RunDirectory) -> WandbLogger:
-    """One W&B run per run directory, grouped by study and scale; curves against epoch, tokens or FLOPs."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        os.environ.setdefault(name, str(run.path))
-    import wandb  # an import of seconds, for runs that want it
-
-    if cfg.logger.mode not in ("offline", "online", "disabled"):
-        raise UserError(f"logger.mode (WANDB_MODE) is offline, online or disabled, not {cfg.logger.mode!r}")
-    try:
-        experiment = wandb.init(
-            project=cfg.logger.project,
-            name=run.path.name,
-            id=run.path.name,
-            dir=run.path,
-            group=f"{cfg.study}/{cfg.scale}",
-            job_type=cfg.arm or cfg.method["_target_"].rsplit(".", 1)[-1],
-            tags=[str(tag) for tag in (cfg.cell, cfg.arm) if tag],
-            mode=cfg.logger.mode,
-            resume="allow",
-            config=config.resolved(cfg),
-            settings=wandb.Settings(console="off", x_disable_stats=True),
-        )
-    except wandb.Error as error:
-        raise UserError(f"W&B refused (WANDB_MODE={cfg.logger.mode}): {' '.join(str(error).split())}") from error
-    for axis in AXES:
-        experiment.define_metric(axis, hidden=True)
-    for metrics in ("train/*", "tune/*", "report/*", "w/*"):
-        experiment.define_metric(metrics, step_metric="epoch")
-    return WandbLogger(experiment=experiment)
 
 
 def plan_steps(cfg: DictConfig, data: DataModule) -> int:

@@ -14,7 +14,6 @@ from dlm.data.sampler import MicroBatch, ShardedBatches, StreamSampler
 from dlm.data.source import HELD_OUT, Source
 from dlm.errors import UserError
 
-
 PASSAGE = 1024  # tokens
 
 
