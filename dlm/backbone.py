@@ -2,7 +2,8 @@
 
 Pre-norm blocks with RMSNorm, rotary positions, scaled-dot-product attention and a gated MLP; residual outputs and
 the vocabulary head start at zero, so an untrained model predicts the uniform distribution exactly.  Autoregressive
-and diffusion models differ in one flag, `causal`; a time-dependent process adds one, `time`.
+and diffusion models differ in one flag, `causal`; a time-dependent process adds one, `time`.  Who reads a sequence
+in another way than its flag says, or in another order than from the left, asks through `Directed`.
 
 Input ids are 0..vocab_size: the extra id (= vocab_size) is the mask of masked processes, the start symbol of the
 autoregressive model, and never occurs in uniform ones.  Outputs are logits over the vocab_size real tokens.
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlm.attention import causal_mask, plain_attention, resolve_attention, rotate, rotations, seen_keys, turns
 from dlm.errors import UserError
 
 CHUNKED_HEAD_FROM = 1 << 25  # logits; beyond 128 MiB in fp32 the chunked cross-entropy saves more than it costs
@@ -45,6 +47,9 @@ class Transformer(nn.Module):
         dropout: on the embedding and on each residual branch.
         tie: share the input embedding with the vocabulary head.
         attention: "sdpa", "plain" (matmul, softmax, matmul), or "auto", see `resolve_attention`.
+        drop_attention: in training, the probability with which a query cannot see a key other than its own: one
+            draw per sequence and pair of positions, the same in all heads and layers, so that what is dropped is
+            dropped from the attention mask and not from the weights (their sum stays one).
     """
 
     rope: Tensor
@@ -62,6 +67,7 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         tie: bool = False,
         attention: Literal["auto", "sdpa", "plain"] = "auto",
+        drop_attention: float = 0.0,
     ):
         super().__init__()
         if dim % heads or (dim // heads) % 2:
@@ -73,12 +79,14 @@ class Transformer(nn.Module):
         ):
             if value not in known:
                 raise UserError(f"backbone.{name} is one of {', '.join(known)}, not {value!r}")
+        if not 0 <= drop_attention < 1:
+            raise UserError(f"backbone.drop_attention={drop_attention} must be in [0, 1)")
         self.vocab_size, self.max_len, self.dim, self.heads = vocab_size, max_len, dim, heads
-        self.causal, self.tie = causal, tie
+        self.causal, self.tie, self.drop_attention = causal, tie, drop_attention
         self.embed = nn.Embedding(vocab_size + 1, dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp, causal, dropout, attention, adaln=time == "adaln") for _ in range(depth)
+            Block(dim, heads, mlp, dropout, attention, adaln=time == "adaln") for _ in range(depth)
         )
         self.norm = nn.RMSNorm(dim)
         self.adaln = time == "adaln"
@@ -88,7 +96,7 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.head.weight)
         # last, so that a seed gives the shared weights the same values with and without it
         self.time = TimeEmbedding(dim) if time != "none" else None
-        self.register_buffer("rope", rotations(max_len, dim // heads), persistent=False)
+        self.register_buffer("rope", rotations(max_len + 1, dim // heads), persistent=False)
 
     @property
     def conditioning_parameters(self) -> int:
@@ -96,10 +104,29 @@ class Transformer(nn.Module):
         told = [self.time, *(block.modulation for block in self.blocks)]
         return sum(p.numel() for module in told if module is not None for p in module.parameters())
 
+    @property
+    def random_in_training(self) -> bool:
+        """Whether a training pass draws from torch's global generator."""
+        return self.dropout.p > 0 or self.drop_attention > 0
+
     def hidden(
-        self, x: Int[Tensor, "B L"], t: Float[Tensor, " B"] | None = None, cache: Cache | None = None
+        self,
+        x: Int[Tensor, "B L"],
+        t: Float[Tensor, " B"] | None = None,
+        cache: Cache | None = None,
+        *,
+        causal: bool | None = None,
+        positions: Int[Tensor, "B L 2"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """The normalised last layer. With a cache, x continues the positions already read."""
+        """The normalised last layer.
+
+        Args:
+            cache: x continues the positions already read.
+            causal: instead of the network's own flag.
+            positions: of each slot's content and of its target, counted in slots of the order from the left, where
+                both are 0, 1, 2, ... (then the result is the default's, to the bit); see `turns`.
+        """
+        causal = self.causal if causal is None else causal
         start = cache.length if cache else 0
         if start + x.shape[1] > self.max_len:
             raise UserError(f"a sequence of {start + x.shape[1]} tokens exceeds backbone.max_len={self.max_len}")
@@ -112,9 +139,12 @@ class Transformer(nn.Module):
             if not self.adaln:
                 h = h + condition[:, None]
         h = self.dropout(h)
-        rope = self.rope[start : start + x.shape[1]]
+        rope = self.rope[start : start + x.shape[1]] if positions is None else turns(self.rope, positions)
+        seen = None
+        if self.training and self.drop_attention > 0 and cache is None:
+            seen = seen_keys(x.shape[0], x.shape[1], self.drop_attention, causal, x.device)
         for i, block in enumerate(self.blocks):
-            h = block(h, rope, condition, (cache, i) if cache else None)
+            h = block(h, rope, causal, condition, (cache, i) if cache else None, seen)
         if cache:
             cache.length += x.shape[1]
         return self.norm(h)
@@ -133,9 +163,12 @@ class Transformer(nn.Module):
         t: Float[Tensor, " B"] | None = None,
         where: Bool[Tensor, "B L"] | None = None,
         cache: Cache | None = None,
+        *,
+        causal: bool | None = None,
+        positions: Int[Tensor, "B L 2"] | None = None,
     ) -> Float[Tensor, "B L V"]:
         """Logits everywhere, or [N V] at the N positions `where`: the head then works only on those."""
-        h = self.hidden(x, t, cache)
+        h = self.hidden(x, t, cache, causal=causal, positions=positions)
         return self.logits(h if where is None else h[where])
 
     def cross_entropy(
@@ -144,12 +177,15 @@ class Transformer(nn.Module):
         t: Float[Tensor, " B"] | None,
         x0: Int[Tensor, "B L"],
         where: Bool[Tensor, "B L"],
+        *,
+        causal: bool | None = None,
+        positions: Int[Tensor, "B L 2"] | None = None,
     ) -> Float[Tensor, " N"]:
         """-log softmax(logits)[x0] at `where`.
 
         Large vocabularies go through the chunked linear cross-entropy, which never holds all logits at once.
         """
-        h, target = self.hidden(x, t)[where], x0[where]
+        h, target = self.hidden(x, t, causal=causal, positions=positions)[where], x0[where]
         if h.shape[0] * self.vocab_size >= CHUNKED_HEAD_FROM:
             weight, options = self.head_weight.to(h.dtype), nn.LinearCrossEntropyOptions()
             return F.linear_cross_entropy(h, weight, target, reduction="none", options=options)
@@ -160,27 +196,28 @@ class Transformer(nn.Module):
         empty = self.head_weight.new_zeros(batch, self.heads, self.max_len, self.dim // self.heads)
         return Cache([empty.clone() for _ in self.blocks], [empty.clone() for _ in self.blocks])
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, causal: bool | None = None) -> float:
         """Floating-point operations of one forward and backward pass per token at this length.
 
         6 per weight that multiplies (the head included, the embedding look-up not), and 12 length dim per layer
         for attention, half of it when causal (Kaplan et al. 2020, appendix B; nanoGPT's count). What reads the
-        time works once per sequence.
+        time works once per sequence. `causal=False` counts full attention whatever the network's flag.
         """
+        causal = self.causal if causal is None else causal
         matrices = {n: p.numel() for n, p in self.named_parameters() if p.ndim == 2 and not n.startswith("embed")}
         per_sequence = sum(size for n, size in matrices.items() if n.startswith("time.") or ".modulation." in n)
         per_token = sum(matrices.values()) - per_sequence * (1 - 1 / length)
         head = self.vocab_size * self.dim if self.tie else 0
-        attention = 12 * length * self.dim * len(self.blocks) * (0.5 if self.causal else 1.0)
+        attention = 12 * length * self.dim * len(self.blocks) * (0.5 if causal else 1.0)
         return 6.0 * (per_token + head) + attention
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); with adaLN both branches are scaled, shifted, gated by t."""
 
-    def __init__(self, dim: int, heads: int, mlp: str, causal: bool, dropout: float, attention: str, adaln: bool):
+    def __init__(self, dim: int, heads: int, mlp: str, dropout: float, attention: str, adaln: bool):
         super().__init__()
-        self.heads, self.causal, self.attention, self.gated = heads, causal, attention, mlp == "swiglu"
+        self.heads, self.attention, self.gated = heads, attention, mlp == "swiglu"
         hidden = 8 * math.ceil(dim / 3) if self.gated else 4 * dim
         self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -197,12 +234,14 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h: Tensor, rope: Tensor, condition: Any = None, cache: Any = None) -> Tensor:
+    def forward(
+        self, h: Tensor, rope: Tensor, causal: bool, condition: Any = None, cache: Any = None, seen: Any = None
+    ) -> Tensor:
         if self.modulation is None:
-            h = h + self.dropout(self.attend(self.norm1(h), rope, cache))
+            h = h + self.dropout(self.attend(self.norm1(h), rope, causal, cache, seen))
             return h + self.dropout(self.mlp(self.norm2(h)))
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, -1)
-        attended = self.attend(self.norm1(h) * (1 + scale1) + shift1, rope, cache)
+        attended = self.attend(self.norm1(h) * (1 + scale1) + shift1, rope, causal, cache, seen)
         h = h + (1 + gate1) * self.dropout(attended)
         return h + (1 + gate2) * self.dropout(self.mlp(self.norm2(h) * (1 + scale2) + shift2))
 
@@ -212,25 +251,53 @@ class Block(nn.Module):
         value, gate = self.up(h).chunk(2, -1)
         return self.down(F.silu(gate) * value)
 
-    def attend(self, h, rope, cache=None):
+    def attend(self, h, rope, causal, cache=None, seen=None):
         batch, length, dim = h.shape
         qk, v = self.qkv(h).view(batch, length, 3, self.heads, -1).split((2, 1), 2)
         q, k = rotate(qk, rope).permute(2, 0, 3, 1, 4)
         v = v[:, :, 0].transpose(1, 2)
-        seen = length
+        read = length
         if cache is not None:
             store, layer = cache
-            seen = store.length + length
-            store.keys[layer][:, :, store.length : seen] = k
-            store.values[layer][:, :, store.length : seen] = v
-            k, v = store.keys[layer][:, :, :seen].to(q.dtype), store.values[layer][:, :, :seen].to(q.dtype)
+            read = store.length + length
+            store.keys[layer][:, :, store.length : read] = k
+            store.values[layer][:, :, store.length : read] = v
+            k, v = store.keys[layer][:, :, :read].to(q.dtype), store.values[layer][:, :, :read].to(q.dtype)
         if resolve_attention(self.attention, q) == "plain":
-            out = plain_attention(q, k, v, self.causal)
-        elif self.causal and seen != length:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(length, seen, q.device))
+            out = plain_attention(q, k, v, causal, seen)
+        elif seen is not None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        elif causal and read != length:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(length, read, q.device))
         else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out(out.transpose(1, 2).reshape(batch, length, dim))
+
+
+class Directed:
+    """A network, or whatever wraps one, asked in one way: causally or not, in an order with these positions.
+
+    To those who only ask, a denoiser like any other; it offers the fast cross-entropy and the cache if the network
+    does.
+    """
+
+    def __init__(self, network: Any, **how: Any):
+        self.network, self.how = network, how
+        if hasattr(network, "cross_entropy"):
+            self.cross_entropy = self._cross_entropy
+
+    def __call__(self, *asked: Any, **how: Any) -> Any:
+        return self.network(*asked, **self.how, **how)
+
+    def _cross_entropy(self, *asked: Any, **how: Any) -> Any:
+        return self.network.cross_entropy(*asked, **self.how, **how)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.network.vocab_size
+
+    def new_cache(self, batch: int) -> Cache:
+        return self.network.new_cache(batch)
 
 
 class TimeEmbedding(nn.Module):
@@ -248,38 +315,3 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
         angles = 1000 * t[:, None] * self.frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
-
-
-def rotations(length: int, width: int) -> Float[Tensor, "L 2 W/2"]:
-    """cos and sin of position * 10000^(-2i/width) (Su et al. 2021)."""
-    frequency = 1e4 ** (-torch.arange(0, width, 2) / width)
-    angle = torch.arange(length)[:, None] * frequency
-    return torch.stack([angle.cos(), angle.sin()], 1)
-
-
-def rotate(x: Float[Tensor, "B L 2 H W"], rope: Float[Tensor, "L 2 W/2"]) -> Float[Tensor, "B L 2 H W"]:
-    """Rotate the pairs (x_i, x_{i + W/2}) of every head by its position's angles; queries and keys at once."""
-    cos, sin = rope[:, 0, None, None].to(x.dtype), rope[:, 1, None, None].to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def causal_mask(queries: int, keys: int, device: torch.device) -> Bool[Tensor, "Q K"]:
-    """True where query i, the (keys - queries + i)-th position, may look."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Float[Tensor, "B H L D"]:
-    """softmax(q k^T / sqrt(D)) v, spelled out; the softmax sums in fp32 whatever it is given."""
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-    if causal:
-        scores = scores.masked_fill(~causal_mask(q.shape[-2], k.shape[-2], q.device), -torch.inf)
-    return scores.softmax(-1) @ v
-
-
-def resolve_attention(choice: str, q: Tensor) -> str:
-    """The rule behind "auto": spelled-out attention for bf16 on a CPU, whose fused kernel is slow in backward
-    up to a few hundred positions; the fused kernel everywhere else."""
-    if choice != "auto":
-        return choice
-    return "plain" if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= 512 else "sdpa"

@@ -48,6 +48,7 @@ class BackboneConfig:
     dropout: float = 0.0
     tie: bool = False
     attention: str = "auto"
+    drop_attention: float = 0.0
 
 
 @dataclass
@@ -64,7 +65,17 @@ class EvaluationConfig:
     left_to_right_windows: int | None = 64  # each costs one row per token
     samples: int = 4
     sample_steps: int = 64
+    snapshots: list[float] = field(default_factory=list)  # epochs at which the averaged weights are kept
     overfit_margin: float | None = None  # stop when the tune loss is this far above its best, twice in a row
+
+
+@dataclass
+class BranchesConfig:
+    """Cooled-down branches of a run at a constant rate: each ends at one of `epochs`, its last `cooldown` share of
+    the steps lowering the rate to zero. It is the run of so many epochs with `optim.cooldown`, bit for bit."""
+
+    epochs: list[float] = field(default_factory=list)
+    cooldown: float = 0.15
 
 
 @dataclass
@@ -111,6 +122,7 @@ class RunConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: Any = MISSING
     optim: Optimisation = field(default_factory=Optimisation)
+    branches: BranchesConfig = field(default_factory=BranchesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -165,6 +177,24 @@ def check_positive(cfg: Any, keys: tuple[str, ...] = POSITIVE) -> None:
             raise UserError(f"{key}={value} must be positive")
     if (OmegaConf.select(cfg, "evaluation.samples") or 0) < 0:
         raise UserError(f"evaluation.samples={cfg.evaluation.samples} must be zero or more")
+    for key in ("evaluation.snapshots", "branches.epochs"):
+        if any(epoch <= 0 for epoch in OmegaConf.select(cfg, key) or []):
+            raise UserError(f"{key}={list(OmegaConf.select(cfg, key))}: epochs must be positive")
+
+
+def check_branches(cfg: Any) -> None:
+    """Raises UserError for branches that no trunk can carry."""
+    branches = cfg.branches
+    if not branches.epochs:
+        return
+    if not 0 < branches.cooldown < 1:
+        raise UserError(f"branches.cooldown={branches.cooldown:g} must be in (0, 1)")
+    if cfg.optim.cooldown > 0:
+        raise UserError(
+            f"optim.cooldown={cfg.optim.cooldown:g}: branches grow from a trunk whose rate stays constant"
+        )
+    if cfg.steps is None and max(branches.epochs) > cfg.epochs:
+        raise UserError(f"branches.epochs={list(branches.epochs)}: the trunk ends at epoch {cfg.epochs:g}")
 
 
 def command_line(schema: type, arguments: list[str]) -> Any:

@@ -1,9 +1,9 @@
 """The LightningModules: one per paradigm, each holding only what is truly its own.
 
     LanguageModel            optimiser, seeded noise, held-out scores, checkpoint identity
-      AutoregressiveLM       exact likelihood; cached sampling
+      AutoregressiveLM       exact likelihood; cached sampling; disturbed inputs and other orders in training
       DiffusionLM            a process and its bound
-        MaskedDiffusionLM    MD4, any-order, GenMD4
+        MaskedDiffusionLM    MD4, any-order, GenMD4; and autoregressive as well, dlm.dual.DualLM
         UniformDiffusionLM   "Shuffle"
         FlowMatchingLM       discrete flow matching, mask or uniform source
 
@@ -11,9 +11,7 @@ A batch is {x0 [B L], target [B L]} with, in training, its place in the stream (
 evaluation, its window numbers (index).
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -23,57 +21,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm import likelihood, sampling
+from dlm.augment import MaskedInputs, Orders, ReplacedInputs
 from dlm.backbone import Transformer
 from dlm.data.source import HELD_OUT
 from dlm.errors import UserError
 from dlm.metrics import Score, WindowNLL
 from dlm.noise import Stream, generator, lattice, stream_seed, uniforms
+from dlm.optimisation import Optimisation
 from dlm.process import Bound, FlowMatching, GenMaskedDiffusion, MaskedDiffusion, Process, UniformDiffusion
-
-
-@dataclass
-class Optimisation:
-    """AdamW with a warm-up, stable, decay learning rate.
-
-    Weight decay acts on matrices only: norms, biases and learned noise schedules stay free of it. The last
-    `cooldown` share of the steps lowers the rate as 1 - sqrt(progress) (Haegele et al. 2024); 0 keeps it constant.
-    """
-
-    lr: float = 2e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1
-    warmup_steps: int = 50
-    cooldown: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.999
-
-    def __post_init__(self) -> None:
-        positive = {"clip": self.clip}
-        shares = {"beta1": self.beta1, "beta2": self.beta2, "ema": self.ema, "cooldown": self.cooldown}
-        counts = {"lr": self.lr, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
-        for values, allowed, wanted in (
-            (positive, lambda v: v > 0, "positive"),
-            (shares, lambda v: 0 <= v < 1, "in [0, 1)"),
-            (counts, lambda v: v >= 0, "zero or more"),
-        ):
-            for name, value in values.items():
-                if not allowed(value):
-                    raise UserError(f"optim.{name}={value:g} must be {wanted}")
-
-    def factor(self, step: int, total: int) -> float:
-        """The learning rate of `step` as a share of `lr`."""
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        begin = total * (1 - self.cooldown)
-        if self.cooldown == 0 or step < begin:
-            return warm
-        return warm * (1 - math.sqrt(min(1.0, (step - begin) / max(total - begin, 1))))
-
-    def optimizer(self, model: torch.nn.Module) -> torch.optim.AdamW:
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 
 
 class LanguageModel(lightning.LightningModule):
@@ -134,6 +89,11 @@ class LanguageModel(lightning.LightningModule):
         """
         raise NotImplementedError
 
+    def flops_per_token(self, length: int, causal: bool | None = None) -> float:
+        """Of training, forward and backward, over all network passes of a step; `causal=False` counts full
+        attention whatever the network does."""
+        return self.backbone.flops_per_token(length, causal) * self.network_passes
+
     @property
     def headline(self) -> likelihood.Kind:
         return next(iter(self.likelihoods().values()))
@@ -180,7 +140,7 @@ class LanguageModel(lightning.LightningModule):
 
         Accumulated micro-batches weigh equally, which is the same thing while every position is a target.
         """
-        if self.backbone.dropout.p > 0:
+        if self.backbone.random_in_training:
             torch.manual_seed(
                 stream_seed(self.seed, Stream.DROPOUT, batch["step"] * batch["size"] + int(batch["rows"][0]))
             )
@@ -235,23 +195,60 @@ class LanguageModel(lightning.LightningModule):
 
 
 class AutoregressiveLM(LanguageModel):
-    """-log p(x0) = sum_i -log p(x0^i | x0^{<i}), the first token after a start symbol: every token is scored."""
+    """-log p(x0) = sum_i -log p(x0^i | x0^{<i}), the first token after a start symbol: every token is scored.
 
-    def __init__(self, backbone: Transformer, **kwargs: Any):
+    In training it may read `inputs` other than the tokens, in several `orders` (dlm.augment); with `auxiliary` = w
+    the disturbed sequence is a second network pass that adds w times its loss to the clean one (MIR, Xu et al.
+    2026: w = 0.4). `nelbo` in training is the -log p of what was read, so only without
+    `inputs`, or with `auxiliary`, that of the clean sequence; and only in one order a likelihood of the model that
+    is scored: held-out scores are always clean and from left to right.
+
+    Raises:
+        UserError: for a backbone that is not causal, or an `auxiliary` weight without disturbed inputs.
+    """
+
+    def __init__(
+        self,
+        backbone: Transformer,
+        inputs: MaskedInputs | ReplacedInputs | None = None,
+        auxiliary: float | None = None,
+        orders: Orders | None = None,
+        **kwargs: Any,
+    ):
         if not backbone.causal:
             raise UserError("an autoregressive model needs backbone.causal=true")
+        if auxiliary is not None and (inputs is None or auxiliary <= 0):
+            raise UserError(f"method.auxiliary={auxiliary:g} must be positive, and weighs disturbed method.inputs")
         super().__init__(backbone, **kwargs)
+        self.inputs, self.auxiliary = inputs, auxiliary
+        self.orders = orders if orders is not None and orders.several else None
+        if self.inputs is not None or self.orders is not None:
+            self.noise_draws = 4  # two of the inputs', two of the orders'
+        self.network_passes = 1 if auxiliary is None else 2
         self.samplers = {"autoregressive": self._autoregressive}
 
     def token_nll(self, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         return likelihood.autoregressive_nll(self.backbone, x0, target, self.vocab_size)
 
     def likelihoods(self, steps=None, grid=None):
-        return likelihood.autoregressive_kinds(self.vocab_size)
+        listed = self.orders.listed if self.orders is not None and self.orders.fixed else None
+        return likelihood.autoregressive_kinds(self.vocab_size, listed)
 
     def bound(self, x0, target, places, noise):
-        nll = self.token_nll(x0, target)
-        return Bound(nll, nll.sum(1), target.sum())
+        order = None if self.orders is None else self.orders.draw(noise[2:])
+
+        def nll_of(inputs):
+            return likelihood.autoregressive_nll(self.backbone, x0, target, self.vocab_size, inputs, order)
+
+        if self.inputs is None:
+            nll = nll_of(None)
+            return Bound(nll, nll.sum(1), target.sum())
+        read = torch.where(target, self.inputs(x0, places, noise[:2], self.vocab_size), x0)
+        disturbed = nll_of(read)
+        if self.auxiliary is None:
+            return Bound(disturbed, disturbed.sum(1), target.sum())
+        clean = nll_of(None)
+        return Bound(clean, clean.sum(1) + self.auxiliary * disturbed.sum(1), 2 * target.sum())
 
     def _autoregressive(self, given, free, rng, **options):
         return sampling.autoregressive(self.backbone, given, free, rng, **options)

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     EVALUATION = 3  # one address per held-out window
     DROPOUT = 5
     INITIALISATION = 6
+    ORDERS = 7  # one fixed permutation of the positions per number
 
 
 def generator(seed: int, stream: Stream, key: int) -> np.random.Generator:

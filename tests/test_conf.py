@@ -75,7 +75,8 @@ def test_data_of_every_yaml_instantiates(tmp_path):
     )
     wanted = {"toy": [], "pydoc": [f"data.cache_dir={tmp_path}"]}
     wanted["file"] = [f"data.path={text}", f"data.cache_dir={tmp_path}", "seq_len=32"]
-    assert {*wanted, "stdlib"} == set(names("data")), "a new data YAML needs a line here"
+    elsewhere = {"stdlib", "stdlib_bytes", "c4", "fineweb_edu", "tinystories"}  # slow, or in test_hub.py
+    assert {*wanted, *elsewhere} == set(names("data")), "a new data YAML needs a line here"
     for name, overrides in wanted.items():
         data = train.build_data(composed(f"data={name}", *overrides))
         assert len(data.windows("report", 1)) == 1
@@ -211,7 +212,7 @@ def test_every_method_trains_two_steps_from_its_yaml(method, tmp_path):
     assert record["steps"] == 2 and record["targets"] > 0 and len(record["samples"]) == 1
     assert all(math.isfinite(n) for n in numbers(record))
     assert all(s["kind"].startswith(("exact", "bound (")) and s["nats_per_token"] > 0 for s in scores)
-    kind = "exact" if method == "arm" else f"bound ({record['bound_kind']})"
+    kind = "exact" if record["bound_kind"] == "exact" else f"bound ({record['bound_kind']})"
     assert record["likelihood"]["bound"]["kind"] == kind
     assert len(record["samples"][0].split()) == 8 and set(record["samples"][0].split()) <= set("0123")
     resolved = RunDirectory(path).read_config()

@@ -7,6 +7,7 @@ import torch
 from conftest import METHODS, TOY, composed
 
 from dlm import evaluate, likelihood, train
+from dlm.dual import DualLM
 from dlm.errors import UserError
 from dlm.lm import AutoregressiveLM
 
@@ -41,7 +42,7 @@ def test_a_score_is_one_number_per_window_and_draw(method):
     assert nats.shape == given.shape == (len(x0), 1 if exact else 3)
     assert nats.dtype == torch.float64 and nats.isfinite().all() and given.isfinite().all()
     assert given.mean() < nats.mean()
-    assert exact == isinstance(model, AutoregressiveLM)
+    assert exact == isinstance(model, AutoregressiveLM | DualLM)
 
 
 @pytest.mark.parametrize("method", ["md4", "aoarm", "dfm_mask"])

@@ -86,6 +86,8 @@ def test_the_training_loss_starts_at_ln_v(method):
     assert abs(nelbo.mean() - math.log(4)) < 5 * se + 0.02, (nelbo.mean(), se)
     if method == "dfm_mask":  # half of the targets are masked: half of ln V
         assert abs(loss.mean() - math.log(4) / 2) < 0.02
+    elif method == "arm_mir":  # 0.4 of the disturbed sequence's loss beside the clean one's
+        torch.testing.assert_close(loss, 1.4 * nelbo, rtol=1e-6, atol=0)
     elif method == "d3pm_absorb":  # and a share of cross-entropy beside it
         assert (loss > nelbo).all()
     elif not method.startswith("genmd4"):  # what is differentiated is the bound itself

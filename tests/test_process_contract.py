@@ -47,7 +47,8 @@ def composed(path):
     node = config.get("method", {}).get("process")
     for name in config.get("defaults", []):
         if name != "_self_" and isinstance(name, str):
-            node = OmegaConf.merge(composed(path.parent / f"{name}.yaml"), node or {})
+            base = composed(path.parent / f"{name}.yaml")
+            node = node if base is None else OmegaConf.merge(base, node or {})
     return node
 
 

@@ -24,8 +24,8 @@ class Tempered:
     def __init__(self, denoise: Denoise, temperature: float):
         self.denoise, self.temperature = denoise, temperature
 
-    def __call__(self, x_t, t, where=None):
-        return self.denoise(x_t, t, where) / self.temperature
+    def __call__(self, x_t, t, where=None, **how):
+        return self.denoise(x_t, t, where, **how) / self.temperature
 
 
 def tempered(denoise: Denoise, temperature: float) -> Denoise:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dlm.backbone import Directed
 from dlm.likelihood.bounds import in_pieces
 from dlm.likelihood.masking import mask_id
 from dlm.process import Process
@@ -94,11 +95,34 @@ def _adaptive_nll(process, denoise, x0, target, score):
 
 
 def autoregressive_nll(
-    denoise: Denoise, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"], start: int
+    denoise: Denoise,
+    x0: Int[Tensor, "B L"],
+    target: Bool[Tensor, "B L"],
+    start: int,
+    inputs: Int[Tensor, "B L"] | None = None,
+    order: Int[Tensor, "B L"] | None = None,
 ) -> Float[Tensor, "B L"]:
     """-sum_i log p(x0^i | x0^{<i}) of a causal network, per position, from the symbol `start` on.
 
     One network row per sequence.
+
+    Args:
+        inputs: what the network reads instead of x0; no likelihood then, but a way of training.
+        order: order[b, j] is the position of row b that is revealed j-th, after those before it; from the left if
+            absent. In any fixed order this is the exact likelihood of some distribution.  The position of the very
+            first token is not told: it has nothing to be near to.
     """
-    before = torch.cat([torch.full_like(x0[:, :1], start), x0[:, :-1]], 1)
+    read = x0 if inputs is None else inputs
+    if order is not None:
+        x, scored, read = (a.gather(1, order) for a in (x0, target, read))
+        nll = autoregressive_nll(in_order(denoise, order), x, scored, start, read)
+        return torch.zeros_like(nll).scatter(1, order, nll)
+    before = torch.cat([torch.full_like(x0[:, :1], start), read[:, :-1]], 1)
     return token_nll(denoise, before, None, x0, target)  # pyright: ignore[reportArgumentType]
+
+
+def in_order(denoise: Denoise, order: Int[Tensor, "B L"]) -> Directed:
+    """The network told where the tokens stand: the token of position i is read in slot i + 1 from the left, and
+    predicted in slot i."""
+    content = torch.cat([torch.zeros_like(order[:, :1]), order[:, :-1] + 1], 1)
+    return Directed(denoise, positions=torch.stack([content, order], -1))

@@ -13,10 +13,10 @@ class Counted:
         if hasattr(denoise, "cross_entropy"):
             self.cross_entropy = self._cross_entropy
 
-    def __call__(self, x_t: Any, *others: Any) -> Any:
+    def __call__(self, x_t: Any, *others: Any, **how: Any) -> Any:
         self.rows += len(x_t)
-        return self.denoise(x_t, *others)
+        return self.denoise(x_t, *others, **how)
 
-    def _cross_entropy(self, x_t: Any, *others: Any) -> Any:
+    def _cross_entropy(self, x_t: Any, *others: Any, **how: Any) -> Any:
         self.rows += len(x_t)
-        return self.denoise.cross_entropy(x_t, *others)  # pyright: ignore[reportFunctionMemberAccess]
+        return self.denoise.cross_entropy(x_t, *others, **how)  # pyright: ignore[reportFunctionMemberAccess]

@@ -7,6 +7,10 @@ steps             the T-step bound on a grid of times, of any process; infinite 
                   cannot lead to the data
 flow_path         the path bound of flow matching: valid, looser than `continuous` on the same network
 left_to_right     the chain rule in reading order: exact
+order_mixture     -log of the mean of p(x | sigma) over the fixed orders of an autoregressive model: exact, the
+                  likelihood of the model that draws its order first
+causal            of a dual model, the chain rule under causal attention: exact; its left_to_right is that of the
+                  mask predictor
 top_probability, margin, log_ratio, entropy
                   the chain rule in an order that the network chooses from what it sees: exact
 random_order      the mean of -log p(x | sigma) over K random orders: another estimator of the any-order NELBO
@@ -20,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -86,13 +91,29 @@ def exact(nll: Callable[..., Float[Tensor, " B"]], source: str, bound: str = EXA
     return Kind(bound, source, lambda f, x0, target, *_: nll(f, x0, target).double()[:, None], count="one")
 
 
-def autoregressive_kinds(start: int) -> dict[str, Kind]:
-    """An autoregressive model has its exact likelihood and no other."""
+Listed = Callable[[int], tuple[Int[Tensor, "K L"], Float[Tensor, " K"]]]
+"""listed(length): fixed orders, and the probability of each."""
+
+
+def autoregressive_kinds(start: int, orders: Listed | None = None) -> dict[str, Kind]:
+    """An autoregressive model has its exact likelihood and, if it knows several orders, their mixture."""
 
     def nll(denoise, x0, target):
         return autoregressive_nll(denoise, x0, target, start).double().sum(1)
 
-    return {"left_to_right": exact(nll, "left_to_right")}
+    found = {"left_to_right": exact(nll, "left_to_right")}
+    if orders is None:
+        return found
+
+    def mixture(denoise, x0, target):
+        listed, share = (part.to(x0.device) for part in orders(x0.shape[1]))
+        nlls = [
+            autoregressive_nll(denoise, x0, target, start, order=order.expand(x0.shape)).double().sum(1)
+            for order in listed
+        ]
+        return -(share.log() - torch.stack(nlls, 1)).logsumexp(1)
+
+    return found | {"order_mixture": exact(mixture, "order_mixture")}
 
 
 def kinds(

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dlm.backbone import Transformer
+from dlm.backbone import Directed, Transformer
 from dlm.errors import UserError
 from dlm.sampling.core import Sample, Warp, Watch, draw, unwarped
 from dlm.sampling.noise import VALUE, RowNoise
@@ -12,7 +12,7 @@ from dlm.sampling.noise import VALUE, RowNoise
 
 @torch.no_grad()
 def autoregressive(
-    backbone: Transformer,
+    backbone: Transformer | Directed,
     given: Int[Tensor, "B L"],
     free: Bool[Tensor, "B L"],
     generator: torch.Generator,
