@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dlm.files import append_row
 from dlm.metrics import Score
-from dlm.run import RunDirectory
+from dlm.run import AtomicCheckpointIO, RunDirectory
 
 
 def evaluation_steps(total: int, steps_per_epoch: float, per_octave: int, first_epoch: float) -> list[int]:
@@ -48,6 +48,11 @@ class Ema(WeightAveraging):
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The state of the model with its averaged weights."""
+        assert self._average_model is not None
+        return {name: value.cpu() for name, value in self._average_model.module.state_dict().items()}
 
 
 class EvaluationSchedule(Callback):
@@ -142,6 +147,35 @@ class KeepBest(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loss, self.step, self.epoch = (state_dict[k] for k in ("loss", "step", "epoch"))
+
+
+class KeepForks(Checkpoint):
+    """Saves the whole state at the steps where branches leave the trunk: {step: path}."""
+
+    def __init__(self, paths: dict[int, Path]):
+        self.paths = paths
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and trainer.global_step in self.paths:
+            trainer.save_checkpoint(self.paths[trainer.global_step])
+
+
+class KeepSnapshots(Callback):
+    """Keeps the averaged weights, and nothing else, at some steps: {step: path}."""
+
+    def __init__(self, paths: dict[int, Path], ema: Ema):
+        self.paths, self.ema = paths, ema
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and trainer.is_global_zero and trainer.global_step in self.paths:
+            content = {"state_dict": self.ema.averaged(), "identity": pl_module.identity}
+            AtomicCheckpointIO().save_checkpoint(content, self.paths[trainer.global_step])
 
 
 class Progress(Callback):
@@ -257,3 +291,28 @@ class RunLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in state_dict.items():
             setattr(self, key, value)
+
+
+class BranchLog(RunLog):
+    """Counts on from the trunk's counters, and writes the held-out losses at the end of a branch as one row."""
+
+    def __init__(self, run: RunDirectory, flops_per_token: float, epoch: float, logger: Any = None):
+        super().__init__(run, every=sys.maxsize, flops_per_token=flops_per_token)
+        self.epoch, self.logger = epoch, logger
+
+    @property
+    def state_key(self) -> str:
+        return RunLog.__qualname__
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        scores: dict[str, Score] = pl_module.scores  # pyright: ignore[reportAssignmentType]
+        losses: dict[str, Any] = {}
+        for split, score in scores.items():
+            losses |= {f"{split}/nll": score.nll, f"{split}/se": score.se, f"{split}/se_draws": score.se_draws}
+        windows = {split: [round(v, 6) for v in score.per_window] for split, score in scores.items()}
+        if trainer.is_global_zero:
+            row = self.axes(trainer) | losses | {"epoch": self.epoch, "windows": windows}
+            append_row(self.run.branches, row)
+        if self.logger is not None:
+            cooled = {f"cooled/{key}": value for key, value in losses.items()}
+            self.logger.log_metrics(cooled | {"epoch": self.epoch})

@@ -116,13 +116,14 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
             f"{path} was trained with {saved_vocabulary} symbols, its data now has {data.source.vocab_size}"
         )
     model = build_model(cfg, data.source.fingerprint, total_steps=1)  # pyright: ignore[reportArgumentType]
-    content = load_checkpoint(path / f"{checkpoint}.ckpt")
+    file = run.checkpoint(checkpoint)
+    content = load_checkpoint(file)
     model.on_load_checkpoint(content)
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path / checkpoint}.ckpt does not fit the run's configuration: {reason}") from error
+        raise UserError(f"{file} does not fit the run's configuration: {reason}") from error
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device), data, run
 
@@ -132,7 +133,7 @@ class Command:
     """The command line of this module; null is left to the meaning that the comment gives."""
 
     run: str = ""
-    checkpoint: str = "best"
+    checkpoint: str = "best"  # or a snapshot: epoch-32, cooled-96
     split: str = "report"
     windows: int | None = None  # every window of the split
     draws: int | None = None  # per window: 32, or 8 in each round with `precision`
@@ -286,7 +287,7 @@ def main() -> None:
     with joined() as ranks:
         if wanted:
             directory = run.path / "likelihoods"
-            content = content_hash(run.path / f"{command.checkpoint}.ckpt") + content_hash(run.config)
+            content = content_hash(run.checkpoint(command.checkpoint)) + content_hash(run.config)
             scorer = Scorer(model, data, command.batch_size, command.windows, directory, content, ranks)
             score_chosen(scorer, kinds, command)
         elif ranks.first:

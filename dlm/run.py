@@ -3,7 +3,10 @@
     config.yaml      the resolved configuration
     metrics.jsonl    append-only; one object per training or evaluation row; the last of a repeated step counts
     windows.jsonl    append-only; every held-out window's score, for paired comparisons
+    branches.jsonl   append-only; one object per cooled-down branch that is done
     last.ckpt        where an interrupted run continues; best.ckpt, the lowest tune loss
+    forks/           where branches leave the trunk, until the run is finished
+    snapshots/       averaged weights: epoch-<e>.ckpt of the trunk, cooled-<e>.ckpt of a branch
     record.json      written last: the run is finished
 
 Whole files are written beside their place and moved into it, so a reader never sees half of one.
@@ -34,6 +37,7 @@ class RunDirectory:
         self.config, self.record = path / "config.yaml", path / "record.json"
         self.metrics, self.windows = path / "metrics.jsonl", path / "windows.jsonl"
         self.last, self.best = path / "last.ckpt", path / "best.ckpt"
+        self.branches, self.forks, self.snapshots = path / "branches.jsonl", path / "forks", path / "snapshots"
 
     def create(self) -> None:
         """Make the directory ready for (more) training. Raises UserError if it cannot be made or written."""
@@ -47,6 +51,22 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         return self.record.is_file()
+
+    def checkpoint(self, name: str) -> Path:
+        """ "best", or the name of a snapshot such as epoch-32 or cooled-96."""
+        snapshot = self.snapshots / f"{name}.ckpt"
+        return snapshot if snapshot.is_file() else self.path / f"{name}.ckpt"
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the weights that were kept, by epoch: the trunk's snapshots, the branches', the best."""
+
+        def epoch(name: str) -> tuple[bool, float]:
+            kind, _, value = name.partition("-")
+            return kind != "epoch", float(value)
+
+        names = sorted((p.stem for p in self.snapshots.glob("*-*.ckpt")), key=epoch)
+        return [*names, *(["best"] if self.best.is_file() else [])]
 
     def read_record(self) -> dict[str, Any]:
         return read_json(self.record)
@@ -69,9 +89,9 @@ class RunDirectory:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"another process is training {self.path}") from error
-            for rows in (self.metrics, self.windows):
+            for rows in (self.metrics, self.windows, self.branches):
                 drop_torn_line(rows)
-            for half in self.path.glob("*.tmp"):
+            for half in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:
                 half.unlink(missing_ok=True)
             yield
 

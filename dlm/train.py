@@ -5,7 +5,6 @@ python -m dlm.train -m method=arm,md4,shuffle seed=0,1            (a sweep)
 """
 
 import logging
-import math
 import os
 import platform
 import shutil
@@ -22,73 +21,15 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dlm import callbacks, config, device, evaluate, tracking
+from dlm import callbacks, config, device, evaluate
 from dlm.build import build_data, build_model, observe
 from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.files import write_atomically, write_json
+from dlm.fit import branches, fit_branches, fit_trunk, plan_steps
 from dlm.lm import LanguageModel
-from dlm.run import AtomicCheckpointIO, RunDirectory, load_checkpoint
-
-
-def build_trainer(
-    cfg: DictConfig, run: RunDirectory, model: LanguageModel, data: DataModule, steps: int
-) -> lightning.Trainer:
-    """Lightning's Trainer: evaluation at logarithmically spaced epochs, checkpoints that survive a kill."""
-    t, evaluation = cfg.trainer, cfg.evaluation
-    marks = callbacks.evaluation_steps(steps, data.steps_per_epoch, evaluation.per_octave, evaluation.first_epoch)
-    flops = model.backbone.flops_per_token(data.source.seq_len) * model.network_passes
-    parts: list[lightning.Callback] = [callbacks.EvaluationSchedule(marks), callbacks.Ema(cfg.optim.ema)]
-    parts.append(callbacks.RunLog(run, t.log_every, flops))
-    if evaluation.overfit_margin is not None:
-        parts.append(callbacks.OverfitStop(evaluation.overfit_margin))
-    parts += [callbacks.KeepBest(run.best), callbacks.KeepLast(run.last, t.checkpoint_every, marks)]
-    if t.progress:
-        parts.append(callbacks.Progress())
-    return lightning.Trainer(
-        accelerator=t.accelerator,
-        devices=t.devices,
-        num_nodes=t.num_nodes,
-        strategy=t.strategy,
-        precision=device.resolve_precision(t.precision, t.accelerator, cfg.backbone.dim),  # pyright: ignore
-        accumulate_grad_batches=t.accumulate,
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=10**9,  # EvaluationSchedule decides
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=tracking.wandb_logger(cfg, run) if cfg.logger.wandb and is_main_process() else False,
-        callbacks=parts,
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,  # callbacks.Progress knows the number of steps
-        enable_model_summary=False,
-        enable_checkpointing=True,
-        default_root_dir=run.path,
-    )
-
-
-def plan_steps(cfg: DictConfig, data: DataModule) -> int:
-    """How many optimiser steps the configured epochs (or steps) are."""
-    steps = cfg.steps if cfg.steps is not None else math.ceil(cfg.epochs * data.steps_per_epoch)
-    if steps < 1:
-        raise UserError(f"epochs={cfg.epochs}, steps={cfg.steps} leave nothing to train")
-    return steps
-
-
-def fit(
-    cfg: DictConfig, run: RunDirectory, data: DataModule, model: LanguageModel, steps: int
-) -> lightning.Trainer:
-    """Train from the last checkpoint if there is one, else from the start."""
-    trainer = build_trainer(cfg, run, model, data, steps)
-    if device.resolve_compile(cfg.trainer.compile, cfg.trainer.accelerator):
-        for block in model.backbone.blocks:
-            block.compile()
-    resume = run.last if run.last.is_file() else None
-    if resume is not None:
-        load_checkpoint(resume)  # fails here, in one line, if it is damaged
-    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
-    return trainer
+from dlm.run import RunDirectory, load_checkpoint
+from dlm.version import code_version
 
 
 def find(trainer: lightning.Trainer, kind: type) -> Any:
@@ -102,7 +43,8 @@ def make_record(
     log, best = find(trainer, callbacks.RunLog), find(trainer, callbacks.KeepBest)
     stop = find(trainer, callbacks.OverfitStop)
     axes = log.axes(trainer)
-    backbone = model.backbone
+    backbone, length = model.backbone, data.source.seq_len
+    full = model.flops_per_token(length, causal=False) / model.flops_per_token(length)
     embedding = sum(p.numel() for n, p in backbone.named_parameters() if n.startswith(("embed", "head")))
     params = sum(p.numel() for p in model.parameters())
     return {
@@ -122,6 +64,7 @@ def make_record(
         "tokens": axes["tokens"],
         "targets": axes["targets"],
         "flops": axes["flops"],
+        "flops_full_attention": axes["flops"] * full,  # as if no attention were causal
         "seconds": axes["seconds"],
         "evaluation_seconds": round(log.evaluation_seconds, 3),
         "tokens_per_second": round(axes["tokens"] / max(axes["seconds"], 1e-9), 1),
@@ -131,7 +74,12 @@ def make_record(
         "precision": str(trainer.precision),
         "dropout": cfg.backbone.dropout,
         "weight_decay": cfg.optim.weight_decay,
+        "optim": config.resolved(cfg.optim),
+        "code": code_version(),
         "data": {"fingerprint": data.source.fingerprint, "audit": data.source.audit},
+        "passages": {
+            split: data.window_passages(split, cfg.evaluation.windows).tolist() for split in data.split_names
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -154,6 +102,7 @@ def train(cfg: DictConfig) -> Path:
     device.check_accelerator(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
     device.check_strategy(cfg.trainer.strategy)
     config.check_positive(cfg)
+    config.check_branches(cfg)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     data = build_data(cfg)
@@ -163,10 +112,12 @@ def train(cfg: DictConfig) -> Path:
         print(f"already finished: {run.path}")
         return run.path
     steps = plan_steps(cfg, data)
+    branches(cfg, run, data)
     model = build_model(cfg, data.source.fingerprint, steps)
     observe(model, data)
     if not is_main_process():
-        fit(cfg, run, data, model, steps)
+        trainer = fit_trunk(cfg, run, data, model, steps, main=False)
+        fit_branches(cfg, run, data, trainer.global_step)
         return run.path
     run.create()
     with run.locked():
@@ -174,10 +125,11 @@ def train(cfg: DictConfig) -> Path:
             return run.path
         write_atomically(run.config, yaml.safe_dump(plain, sort_keys=False).encode())
         print(f"{'resuming' if run.last.is_file() else 'training'} {run.path} ({steps} steps)", flush=True)
-        trainer = fit(cfg, run, data, model, steps)
+        trainer = fit_trunk(cfg, run, data, model, steps, main=True)
+        cooled = fit_branches(cfg, run, data, trainer.global_step, trainer.logger)
         for logger in trainer.loggers:  # a sweep's next run in this process must not continue this one
             logger.experiment.finish()  # pyright: ignore[reportAttributeAccessIssue]
-        record = make_record(cfg, run, data, model, trainer)
+        record = make_record(cfg, run, data, model, trainer) | {"branches": cooled, "snapshots": run.checkpoints}
         model.load_state_dict(load_checkpoint(run.best)["state_dict"])
         model.to(trainer.strategy.root_device)  # Lightning leaves a fitted model on the CPU
         started = time.perf_counter()
@@ -185,6 +137,7 @@ def train(cfg: DictConfig) -> Path:
         record["final_evaluation_seconds"] = round(time.perf_counter() - started, 3)
         write_json(run.record, record)
         run.last.unlink(missing_ok=True)
+        shutil.rmtree(run.forks, ignore_errors=True)
     headline = record["likelihood"]["bound"]
     print(
         f"finished {run.path.name}: {headline['nats_per_token']:.4f} ± {headline['se']:.4f} nats per token "

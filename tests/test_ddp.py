@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TOY, composed, curve, die, rows, same_weights, toy_run, weights
 
-from dlm import callbacks, config, lm, train
+from dlm import callbacks, config, fit, lm, train
 from dlm.noise import Stream, uniforms
 from dlm.run import RunDirectory
 
@@ -24,9 +24,11 @@ def on_two(output_dir, *overrides):
         *TOY, UNEVEN, f"output_dir={output_dir}", *overrides, "trainer.devices=2", "trainer.strategy=ddp_fork"
     )
     data = train.build_data(cfg)
-    run, steps = RunDirectory(config.run_path(cfg)), train.plan_steps(cfg, data)
+    run, steps = RunDirectory(config.run_path(cfg)), fit.plan_steps(cfg, data)
     run.create()
-    train.fit(cfg, run, data, train.build_model(cfg, data.source.fingerprint, steps), steps)
+    model = train.build_model(cfg, data.source.fingerprint, steps)
+    fit.fit_trunk(cfg, run, data, model, steps, main=False)
+    fit.fit_branches(cfg, run, data, steps)
     return run.path
 
 
@@ -59,6 +61,19 @@ def test_equal_weights_score_equally(method, tmp_path):
     close(one, two, SCORED, 1e-12)
     left, right = rows(one, "windows.jsonl"), rows(two, "windows.jsonl")
     assert left == right and all(len(row["nll"]) == 8 for row in right)
+
+
+def test_branches_of_two_processes_are_those_of_one(tmp_path):
+    """The forks, the cooled-down weights and their losses, to 1e-5."""
+    options = ("method=md4", "steps=12", "branches.epochs=[0.5,0.75]")
+    one, two = toy_run(tmp_path / "one", UNEVEN, *options), on_two(tmp_path / "two", *options)
+    left, right = rows(one, "branches.jsonl"), rows(two, "branches.jsonl")
+    assert [row["step"] for row in left] == [row["step"] for row in right] == [8, 12]
+    for a, b in zip(left, right, strict=True):
+        assert a["targets"] == b["targets"] and math.isclose(a["tune/nll"], b["tune/nll"], rel_tol=1e-5)
+    for name in ("cooled-0.5", "cooled-0.75"):
+        mine, theirs = weights(one, f"snapshots/{name}"), weights(two, f"snapshots/{name}")
+        assert all((mine[k] - theirs[k]).abs().max() <= 1e-5 for k in mine)
 
 
 def test_processes_destroy_different_rows_differently(tmp_path, monkeypatch):
