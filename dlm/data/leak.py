@@ -19,7 +19,12 @@ BASE = 0x9E3779B97F4A7C15
 
 def window_hashes(text: str, width: int = WIDTH) -> UInt[np.ndarray, " N"]:
     """h_j for every offset j; N = len(text) - width + 1, or 0 for a shorter text."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+    return code_hashes(np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), width)
+
+
+def code_hashes(codes: UInt[np.ndarray, " U"], width: int = WIDTH) -> UInt[np.ndarray, " N"]:
+    """The same for any sequence of numbers, token ids say."""
+    codes = codes.astype(np.uint64)
     count = max(len(codes) - width + 1, 0)
     powers = np.cumprod(np.full(len(codes), BASE, dtype=np.uint64))
     inverses = np.cumprod(np.full(count, pow(BASE, -1, 2**64), dtype=np.uint64))

@@ -36,7 +36,12 @@ class TextSource(Source):
         key = digest(content, tokenizer.fingerprint, str(PREPARATION))[:16]
         self.folder = Path(cache_dir).resolve() / f"{corpus.name}-{key}"
         meta = cached(self.folder, lambda folder: build(corpus.name, documents, content, tokenizer, folder))
+        self._open(corpus.name, key, meta, tokenizer, seq_len, unique_tokens)
 
+    def _open(
+        self, name: str, key: str, meta: dict, tokenizer: Tokenizer, seq_len: int, unique_tokens: int | None
+    ) -> None:
+        """Read what `self.folder` holds. Raises UserError for a budget or a window that does not fit."""
         self.seq_len = seq_len
         self.unique_tokens = unique_tokens
         self.tokenizer = tokenizer.load(self.folder)
@@ -44,12 +49,10 @@ class TextSource(Source):
         self.audit = meta["audit"]
         self.fingerprint = digest(key, *(file["sha256"] for file in meta["files"].values()))[:16]
         self._dtype = meta["dtype"]
-        check_budget(corpus.name, self.audit["tokens"]["train"], unique_tokens, seq_len)
+        check_budget(name, self.audit["tokens"]["train"], unique_tokens, seq_len)
         for split, count in self.audit["tokens"].items():
             if count < seq_len:
-                raise UserError(
-                    f"'{corpus.name}': {split} holds {count} tokens, not one window of seq_len={seq_len}"
-                )
+                raise UserError(f"'{name}': {split} holds {count} tokens, not one window of seq_len={seq_len}")
 
     def tokens(self, split: str) -> UInt[np.ndarray, " U"]:
         # Opened anew each time, so that a source stays a few strings to pickle for a worker.

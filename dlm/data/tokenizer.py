@@ -1,4 +1,4 @@
-"""Tokenizers: a fixed table of characters, and byte-level BPE fitted on the training split alone."""
+"""Tokenizers: fixed tables of characters and bytes, byte-level BPE fitted on the training split alone, GPT-2's."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Tokenizer(ABC):
 
     vocab_size: int
     unknown_id: int | None = None
+    learns = False
+    """Whether `fit` reads the training text, which must then be at hand as a whole."""
 
     @property
     @abstractmethod
@@ -82,6 +84,29 @@ class Characters(Tokenizer):
         return self._codes[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le")
 
 
+class Bytes(Tokenizer):
+    """V = 256: the bytes of the text in UTF-8. Fitted on nothing, and exact for any text in any corpus."""
+
+    vocab_size = 256
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"UTF-8 bytes").hexdigest()[:16]
+
+    def fit(self, texts: list[str], folder: Path) -> None:
+        """Nothing to learn."""
+
+    def load(self, folder: Path) -> Bytes:
+        return self
+
+    def encode_batch(self, texts: list[str]) -> list[UInt[np.ndarray, " N"]]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def decode(self, ids: ArrayLike) -> str:
+        """The text; a character that the ids cut or garble becomes U+FFFD."""
+        return np.asarray(ids).astype(np.uint8).tobytes().decode(errors="replace")
+
+
 class BPE(Tokenizer):
     """Byte-level byte-pair encoding of at most `vocab_size` ids; encodes any text, and decodes it exactly.
 
@@ -90,6 +115,7 @@ class BPE(Tokenizer):
     """
 
     FILE = "tokenizer.json"
+    learns = True
 
     def __init__(self, vocab_size: int = 512, folder: Path | None = None) -> None:
         if vocab_size < 256:
@@ -134,3 +160,74 @@ class BPE(Tokenizer):
 
     def decode(self, ids: ArrayLike) -> str:
         return self.codec.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+
+class Pretrained(BPE):
+    """A tokenizer of the Hugging Face hub, GPT-2's by default (V = 50,257), or a `tokenizer.json` at `path`.
+
+    Its file is kept beside the tokens, so that a prepared corpus needs no network.
+
+    Raises UserError if the hub cannot be reached, has no such tokenizer, or `path` is not one.
+    """
+
+    learns = False
+
+    def __init__(
+        self,
+        name: str = "openai-community/gpt2",
+        revision: str = "main",
+        path: str | Path | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.name, self.revision, self.path, self.folder = name, revision, path, folder
+
+    @property
+    def fingerprint(self) -> str:
+        source = [self.name, self.revision] if self.path is None else [hashlib.sha256(self._content()).hexdigest()]
+        return hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
+
+    def _content(self) -> bytes:
+        try:
+            return Path(self.path or "").read_bytes()
+        except OSError as error:
+            raise UserError(f"data.tokenizer.path={self.path}: {error.strerror}") from error
+
+    def fit(self, texts: list[str], folder: Path) -> None:
+        """Nothing to learn: fetches the file."""
+        self.fetch().save(str(folder / self.FILE))
+
+    def fetch(self) -> tokenizers.Tokenizer:
+        from tokenizers import Tokenizer as Codec
+
+        if self.path is None:
+            return Codec.from_file(self.download())
+        try:
+            content = json.loads(self._content())
+        except ValueError as error:
+            raise UserError(f"data.tokenizer.path={self.path} is no tokenizer.json ({error})") from error
+        if not isinstance(content, dict) or "model" not in content:
+            raise UserError(f"data.tokenizer.path={self.path} is no tokenizer.json: it describes no model")
+        return Codec.from_str(json.dumps(content))
+
+    def download(self) -> str:
+        """The file, from the hub's own cache or the hub."""
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # pyright: ignore
+
+        try:
+            try:
+                return hf_hub_download(self.name, self.FILE, revision=self.revision, local_files_only=True)
+            except LocalEntryNotFoundError:
+                HfApi().model_info(self.name, revision=self.revision, timeout=10)  # gives up soon: no retries
+                return hf_hub_download(self.name, self.FILE, revision=self.revision)
+        except (OSError, ValueError, HTTPError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            raise UserError(
+                f"the tokenizer '{self.name}' could not be fetched from the Hugging Face hub ({reason}): connect "
+                "once, set data.tokenizer.path=<its tokenizer.json>, or use data/tokenizer=bytes"
+            ) from error
+
+    def load(self, folder: Path) -> Pretrained:
+        loaded = Pretrained(self.name, self.revision, self.path, folder)
+        loaded.vocab_size = loaded.codec.get_vocab_size()
+        return loaded
