@@ -14,7 +14,7 @@ imported by their plain names. `python -m dlm.experiment name=<name> scale=<scal
 <output_dir>/<name>/<scale>/ and then reports; laboratory.json, written last, says of which settings and which
 code the measurements are, and the same ones are never taken twice. One process, one thread. stage=plan prints
 what would be done, stage=report takes what is there. `seeds=0,1` replaces the scale's list where SETTINGS has
-`seeds`; arms, workers and minutes mean nothing here and are refused.
+`seeds`; the options of a plan of runs (arms, workers, minutes, ...) mean nothing here and are refused.
 """
 
 import hashlib
@@ -30,10 +30,11 @@ import yaml
 from dlm import config, device
 from dlm.errors import UserError
 from dlm.files import read_json, write_json
-from dlm.plan import Command, load, study_file, whole_numbers
+from dlm.study.command import Command, load, study_file, whole_numbers
 
 RECORD = "laboratory.json"
-MEANINGLESS = ("arms", "workers", "minutes")
+STAGES = ("all", "plan", "report")
+MEANINGLESS = ("arms", "only", "workers", "minutes", "limit", "launcher", "any_code")
 
 
 def is_laboratory(command: Command) -> bool:
@@ -49,8 +50,10 @@ class Laboratory:
         self.folder = self.file.parent
         for option in MEANINGLESS:
             given = getattr(command, option)
-            if given not in ("", None):
+            if given != getattr(Command, option):
                 raise UserError(f"{command.name} is a laboratory and has no {option}: leave out {option}={given}")
+        if command.stage not in STAGES:
+            raise UserError(f"{command.name} is a laboratory: its stage is one of {', '.join(STAGES)}")
         self.command = command
         self.module = load(self.folder / "measure.py")
         self.settings = checked(self.file, self.module.SETTINGS)

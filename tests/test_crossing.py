@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from dlm.report.crossing import Crossing, upcrossing, x1, x2
-from dlm.report.curve import Curve, common_epochs, interpolation, running_argmin
+from dlm.report.crossing import Crossing, x1, x2, x3
+from dlm.report.curve import Curve, ProbeCurve, common_epochs, interpolation, running_argmin
+from dlm.report.upcrossing import first_upcrossings, upcrossing
 
 EPOCHS = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256.0])
 WINDOWS = 64
@@ -192,3 +193,84 @@ def test_parts():
     assert common_epochs([curve(FLAT), curve(FLAT[:4], [2, 5, 30, 70])]).tolist() == [2, 5, 30, 70]
     nothing = upcrossing([0, 1, 2], [math.nan, -1, 1], [0, 0, 0], 1)
     assert (nothing.status, nothing.x) == ("clear", 1.5)
+
+
+def test_many_at_once_are_located_as_one_by_one():
+    rng = np.random.default_rng(0)
+    x, se = np.log(EPOCHS), rng.uniform(0, 0.4, len(EPOCHS))
+    d = np.cumsum(rng.normal(0.05, 0.4, (400, len(EPOCHS))), axis=1)
+    d[::7, :3] = math.nan
+    d[::11, 5] = 0.0
+    for confirmations in (1, 2):
+        expected = [upcrossing(x.tolist(), row, se.tolist(), confirmations).x for row in d.tolist()]
+        assert first_upcrossings(x, d, se, confirmations) == pytest.approx(np.array(expected))
+        assert len({math.isinf(e) for e in expected}) == 2
+
+
+def with_branches(loss, cooled, run, epochs=(24, 96, 192)):
+    trunk = curve(loss, run=run)
+    branches = curve(cooled, epochs, run)
+    return Curve(
+        run, 0, trunk.epochs, trunk.tokens, trunk.flops, trunk.tune, trunk.report, None, None, None, branches
+    )
+
+
+def test_cooled_branches_are_compared_with_cooled_branches():
+    ours, theirs = with_branches(FLAT, [2.6, 2.4, 2.2], "p"), with_branches(FLAT - 1, [2.5, 2.3, 2.9], "b")
+    found = x2([ours], [theirs], cooled=True)
+    assert (found.kind, found.status, found.baseline_epoch) == ("X2 cooled", "clear", 96)
+    assert found.epoch == pytest.approx(math.sqrt(96 * 192))  # half way in log epoch from 2.4 to 2.2
+    assert found.flops == pytest.approx(np.interp(found.epoch, [96, 192], np.array([96, 192]) * 8192 * 2.5e6))
+    assert x2([ours], [theirs]).status == "not reached"  # the trunks are another story
+    some = x2([ours, curve(FLAT, run="bare")], [theirs], cooled=True)
+    assert some.seeds == (1, 1) and "bare: has no cooled-down branch" in some.notes
+    with pytest.raises(ValueError, match="bare: has no cooled-down branch"):
+        x2([curve(FLAT, run="bare")], [theirs], cooled=True)
+
+
+def probe(values, run="p", se=0.0, epochs=EPOCHS):
+    epochs, values = np.asarray(epochs, float), np.asarray(values, float)
+    return ProbeCurve(run, 0, "top1", epochs, epochs * 8192, epochs * 1e9, values, np.full(len(values), se), 512)
+
+
+def test_x3_is_where_the_accuracy_of_a_probe_overtakes():
+    falling = 0.5 - 0.05 * np.log(EPOCHS / 45)
+    found = x3([probe(np.full(len(EPOCHS), 0.5))], [probe(falling, "b")])
+    assert (found.kind, found.status, found.windows) == ("X3", "clear", 512)
+    assert found.epoch == pytest.approx(45) and found.flops == pytest.approx(45e9)
+    assert found.baseline_epoch == 1
+    never = x3([probe(np.full(len(EPOCHS), 0.2))], [probe(falling, "b", epochs=EPOCHS)])
+    assert (never.status, never.epoch, never.observed_to, never.observed_flops) == (
+        "not reached",
+        None,
+        256,
+        256e9,
+    )
+    assert str(never) == "not reached within 256 epochs of both"
+
+
+def test_x3_knows_its_noise():
+    falling = 0.5 - 0.05 * np.log(EPOCHS / 45)
+    wide = x3([probe(np.full(len(EPOCHS), 0.5), se=0.02)], [probe(falling, "b", se=0.02)])
+    assert wide.se == pytest.approx(0.02 * math.sqrt(2)) and wide.low < 30 and wide.high > 65
+    # one deviate per arm: the crossing moves by log epoch = 0.02 sqrt(2) z / 0.05
+    assert math.log(wide.high / 45) == pytest.approx(1.96 * 0.02 * math.sqrt(2) / 0.05, rel=0.15)
+    seeds = [probe(np.full(len(EPOCHS), 0.5 + x)) for x in (-0.02, 0.02)]
+    assert x3(seeds, [probe(falling, "b")]).se == pytest.approx(0.02)
+    late = x3([probe(np.full(len(EPOCHS), 0.5), se=0.05)], [probe(falling, "b", se=0.05)])
+    assert late.status == "within noise"
+
+
+def test_an_unconfirmed_end_is_censored_with_its_cost():
+    found = x1([curve(FLAT)], [curve(rising(900.0), run="b")])
+    assert found.observed_flops == pytest.approx(256 * 8192 * 2.5e6) and found.passages == WINDOWS
+
+
+def test_passages_that_differ_are_refused():
+    p = curve(FLAT)
+    passages = np.repeat(np.arange(WINDOWS // 2), 2)
+    other = Curve("b", 0, p.epochs, p.tokens, p.flops, p.tune, p.report, None, passages, passages)
+    with pytest.raises(ValueError, match="same held-out windows"):
+        x1([p], [other])
+    with pytest.raises(ValueError, match="3 passages for 64"):
+        Curve("b", 0, p.epochs, p.tokens, p.flops, p.tune, p.report, None, passages[:3], passages)

@@ -1,4 +1,4 @@
-"""A study from plan to report: what is planned, what is dropped, and what a failed run costs the others."""
+"""A study that runs: what a failed run costs the others, what is done again, and what is kept."""
 
 import json
 import multiprocessing
@@ -10,143 +10,17 @@ from typing import ClassVar
 import pytest
 import yaml
 from conftest import ROOT, TOY
-from omegaconf import OmegaConf
 
 from dlm import config, experiment, train
-from dlm import plan as plan_module
 from dlm.errors import UserError
-from dlm.plan import Command, Plan
+from dlm.study import calibrate, launch
+from dlm.study.command import Command
+from dlm.study.plan import Plan
 
 STUDY = ROOT / "experiments" / "super-data-learners"
-SMOKE = yaml.safe_load((STUDY / "smoke.yaml").read_text())
-SCALES = sorted(path.stem for path in STUDY.glob("*.yaml"))
 
 
-def planned(tmp_path, **settings):
-    return Plan(Command(**{"name": STUDY.name, "scale": "smoke", "output_dir": str(tmp_path)} | settings))
-
-
-# --- plans --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def plans():
-    """{scale: (plan, {run: configuration})}, the configurations caught as they are composed."""
-    found = {}
-    for scale in SCALES:
-        caught = []
-        with pytest.MonkeyPatch.context() as patch:
-            compose = plan_module.compose
-            patch.setattr(plan_module, "compose", lambda *a, **k: caught.append(compose(*a, **k)) or caught[-1])  # noqa: B023
-            study = planned("outputs", scale=scale)
-        found[scale] = study, dict(zip([job.run for job in study.jobs], caught, strict=True))
-    return found
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_scale_composes(scale, plans):
-    """Arms x cells x seeds, each under a name of its own, each a configuration that `dlm.train` accepts."""
-    plan = yaml.safe_load((STUDY / f"{scale}.yaml").read_text())
-    study, configs = plans[scale]
-    wanted = [(c["cell"], a["arm"], s) for c in plan["cells"] for a in plan["arms"] for s in plan["seeds"]]
-    assert [(job.cell, job.arm, job.seed) for job in study.jobs] == wanted
-    assert len({job.run for job in study.jobs}) == len(study.jobs)
-    budgets = {cell["cell"]: cell["unique_tokens"] for cell in plan["cells"]}
-    for job in study.jobs:
-        cfg = configs[job.run]
-        assert (config.run_name(cfg), config.run_path(cfg)) == (job.run, job.path)
-        assert (cfg.study, cfg.scale, cfg.cell, cfg.arm) == (STUDY.name, scale, job.cell, job.arm)
-        assert cfg.data.unique_tokens == budgets[job.cell] and cfg.epochs == job.epochs
-
-
-def test_arms_of_a_cell_differ_only_where_they_say(plans):
-    """Same data, batches, backbone, optimiser and evaluation: otherwise it compares something else."""
-    for scale in SCALES:
-        plan = yaml.safe_load((STUDY / f"{scale}.yaml").read_text())
-        study, configs = plans[scale]
-        for cell in {job.cell for job in study.jobs}:
-            shared = []
-            for job in study.jobs:
-                if job.cell == cell:
-                    (arm,) = (a for a in plan["arms"] if a["arm"] == job.arm)
-                    cfg = config.resolved(OmegaConf.merge(configs[job.run], {"vocab_size": 97}))
-                    for key in ("method", "arm", "epochs"):
-                        cfg.pop(key)
-                    for key in ("causal", "time"):
-                        cfg["backbone"].pop(key)
-                    for override in arm["overrides"]:
-                        group, _, key = override.split("=")[0].partition(".")
-                        if key:
-                            cfg[group].pop(key)
-                    shared.append(cfg)
-            keys = {g: set.intersection(*(set(c[g]) for c in shared)) for g in ("backbone", "optim", "evaluation")}
-            for cfg in shared:
-                for group, common in keys.items():
-                    cfg[group] = {k: cfg[group][k] for k in common}
-            assert all(cfg == shared[0] for cfg in shared)
-
-
-def test_a_plan_is_printed_and_written_but_not_run(tmp_path, called, plans):
-    out = called(experiment.main, f"name={STUDY.name}", "scale=smoke", "stage=plan", f"output_dir={tmp_path}")
-    plan = json.loads((tmp_path / STUDY.name / "smoke" / "plan.json").read_text())
-    count = len(SMOKE["arms"]) * len(SMOKE["cells"])
-    assert len(plan["runs"]) == count and f"{count} runs" in out and "predicted" in out
-    assert [run["run"] for run in plan["runs"]] == [job.run for job in plans["smoke"][0].jobs]
-    assert not (tmp_path / STUDY.name / "smoke" / "runs").exists()
-    assert (
-        "DROPPED" not in out
-        and not plan["dropped"]
-        and plan["cells"][0]["unique_tokens"] == SMOKE["cells"][0]["unique_tokens"]
-    )
-
-
-def test_further_arms_and_seeds(tmp_path, plans, monkeypatch):
-    """A method becomes an arm by its name; the runs that were there before keep their names."""
-    base = plans["smoke"][0]
-    more = planned(tmp_path, arms="genmd4,md4", seeds="0,3")
-    assert [arm["arm"] for arm in more.arms] == [*(arm["arm"] for arm in base.arms), "genmd4"]
-    assert len(more.jobs) == (len(base.arms) + 1) * len(SMOKE["cells"]) * 2
-    assert {job.run for job in base.jobs} < {job.run for job in more.jobs}
-    monkeypatch.setattr(Plan, "_jobs", lambda self: [])
-    laptop = planned(tmp_path, scale="laptop", arms="genmd4").arms[-1]
-    assert laptop["label"] == "GenMD4", "optional arms come with their own settings"
-
-
-def test_a_budget_drops_from_the_end_and_says_so(tmp_path, called, plans):
-    """100 s of work for two workers in 40 s: the last runs of the plan go, by name, into plan and output."""
-    common = [f"name={STUDY.name}", "scale=smoke", "stage=plan", f"output_dir={tmp_path}"]
-    out = called(experiment.main, *common, "minutes=0.6666666")
-    plan = json.loads((tmp_path / STUDY.name / "smoke" / "plan.json").read_text())
-    jobs = plans["smoke"][0].jobs
-    kept = int(40 * SMOKE["workers"] / SMOKE["seconds_per_run"] - 1e-3)
-    assert [run["run"] for run in plan["runs"]] == [job.run for job in jobs[:kept]]
-    assert sorted(run["run"] for run in plan["dropped"]) == sorted(job.run for job in jobs[kept:])
-    assert out.count("DROPPED") == len(jobs) - kept > 0
-    assert sum(run["predicted_seconds"] for run in plan["runs"]) / SMOKE["workers"] <= 40
-
-
-def test_predictions_respect_the_longest_run(tmp_path):
-    study = planned(tmp_path, workers=4)
-    for job in study.jobs:
-        job.seconds = 1.0
-    study.jobs[3].seconds = 500.0
-    assert study.predicted_seconds == 500.0
-    study.jobs[3].seconds = 1.0
-    assert study.predicted_seconds == len(study.jobs) / 4
-
-
-def test_progress_is_read_from_the_curve(tmp_path):
-    job = planned(tmp_path).jobs[0]
-    assert job.progress() == 0
-    job.path.mkdir(parents=True)
-    rows = [json.dumps({"epoch": e}) + "\n" for e in (1, 4)]
-    (job.path / "metrics.jsonl").write_text("".join(rows) + '{"epoch": 8, "tok')
-    assert job.progress() == 4 / job.epochs
-    (job.path / "record.json").write_text("{}")
-    assert job.progress() == 1
-
-
-# --- running ------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------------------
 
 
 class Forked:
@@ -154,16 +28,17 @@ class Forked:
 
     started: ClassVar[list] = []
 
-    def __init__(self, command, env, stdout, stderr, preexec_fn):
-        assert command[:3] == [sys.executable, "-m", "dlm.train"] and env["OMP_NUM_THREADS"] == "1"
+    def __init__(self, command, env, stdout, stderr, preexec_fn, start_new_session):
+        assert command[1] == "-m" and env["OMP_NUM_THREADS"] == "1" and start_new_session
         self.started.append(command)
 
         def child():
+            os.setsid()
             os.dup2(stdout.fileno(), 1)
             os.dup2(stderr.fileno(), 2)
             sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
-            sys.argv = ["dlm.train", *command[3:]]
-            config.entry(train.main)
+            sys.argv = [command[2], *command[3:]]
+            config.entry({"dlm.train": train.main, "dlm.measure": noted}[command[2]])
 
         self.process = multiprocessing.get_context("fork").Process(target=child)
         self.process.start()
@@ -172,7 +47,17 @@ class Forked:
         self.process.join(0.01)
         return self.process.exitcode
 
+    def terminate(self):
+        self.process.terminate()
+
     returncode = property(poll)
+
+
+def noted():
+    """Stands in for `dlm.measure`: leaves one row."""
+    run = dict(argument.split("=", 1) for argument in sys.argv[1:])["run"]
+    with open(f"{run}/measures.jsonl", "a") as file:
+        file.write(json.dumps({"checkpoint": "best", "epoch": 1.0, "measure": "nll", "value": 1.0}) + "\n")
 
 
 @pytest.fixture
@@ -180,7 +65,8 @@ def tiny(tmp_path, monkeypatch):
     """A study of two cells and three arms on toy data, one of which cannot run, beside the real report."""
     folder = tmp_path / "experiments" / "tiny"
     folder.mkdir(parents=True)
-    shutil.copy(STUDY / "report.py", folder / "report.py")
+    for path in STUDY.glob("report*.py"):
+        shutil.copy(path, folder / path.name)
     drop = ("steps", "evaluation.left")
     plan = {
         "workers": 2, "seeds": [0], "calibrate": False, "seconds_per_run": 1,
@@ -199,9 +85,9 @@ def tiny(tmp_path, monkeypatch):
     (folder / "small.yaml").write_text(yaml.safe_dump(plan))
     real = config.bundled
     monkeypatch.setattr(config, "bundled", lambda name: folder.parent if name == "experiments" else real(name))
-    monkeypatch.setattr(experiment.subprocess, "Popen", Forked)
+    monkeypatch.setattr(launch.subprocess, "Popen", Forked)
     monkeypatch.setattr(Forked, "started", [])
-    return ["name=tiny", "scale=small", f"output_dir={tmp_path}/outputs"]
+    return ["name=tiny", "scale=small", f"output_dir={tmp_path}/outputs", "stage=data,plan,train,report"]
 
 
 def test_a_failing_run_costs_no_other_and_is_reported(tiny, tmp_path, refused, called):
@@ -224,14 +110,179 @@ def test_a_failing_run_costs_no_other_and_is_reported(tiny, tmp_path, refused, c
 
     before = {path: path.stat().st_mtime_ns for path in directory.glob("runs/*/*")}
     Forked.started.clear()
-    assert "2 of 6 runs failed" in refused(experiment.main, *tiny)
+    assert "2 of 6 runs failed" in refused(experiment.main, *tiny[:3], "stage=train")
     assert len(Forked.started) == 2, "only what is missing is run again"
     Forked.started.clear()
-    assert str(directory / "report.html") in called(experiment.main, *tiny, "stage=report")
+    assert str(directory / "report.html") in called(experiment.main, *tiny[:3], "stage=report")
     assert not Forked.started
     assert {p: t for p, t in before.items() if "broken" not in p.parent.name} == {
         path: path.stat().st_mtime_ns for path in directory.glob("runs/*/*") if "broken" not in path.parent.name
     }
+
+
+@pytest.fixture
+def good(tiny):
+    """The same study without the arm that cannot run: the command line's beginning, and the scale's file."""
+    file = config.bundled("experiments") / "tiny" / "small.yaml"
+    plan = yaml.safe_load(file.read_text())
+    plan["arms"] = [arm for arm in plan["arms"] if arm["arm"] != "broken"]
+    file.write_text(yaml.safe_dump(plan))
+    return tiny[:3], file
+
+
+def runs_of(directory):
+    return {run["run"] for run in json.loads((directory / "plan.json").read_text())["runs"]}
+
+
+def test_arms_and_seeds_join_and_nothing_is_lost(good, tmp_path, called):
+    """Another seed of one arm, alone, trains that seed alone; the plan keeps the finished runs of earlier calls.
+
+    A run of settings that the scale's file no longer has is not kept: it would stand for another arm.
+    """
+    common, file = good
+    directory = tmp_path / "outputs" / "tiny" / "small"
+    called(experiment.main, *common, "stage=train")
+    first = runs_of(directory)
+    assert len(Forked.started) == len(first) == 4
+    Forked.started.clear()
+    called(experiment.main, *common, "stage=train", "only=md4", "seeds=3")
+    assert len(Forked.started) == 2 and all("seed=3" in command for command in Forked.started)
+    plan = json.loads((directory / "plan.json").read_text())
+    assert first < runs_of(directory) and len(plan["runs"]) == 6
+    assert {arm["arm"] for arm in plan["arms"]} == {"arm", "md4"} and plan["seconds"]["train"] > 0
+    scale = yaml.safe_load(file.read_text())
+    scale["arms"][0]["overrides"].append("optim.weight_decay=0.7")
+    file.write_text(yaml.safe_dump(scale))
+    called(experiment.main, *common, "stage=plan", "only=md4")
+    kept = json.loads((directory / "plan.json").read_text())
+    assert {run["arm"] for run in kept["runs"]} == {"md4"} and len(kept["runs"]) == 4
+
+
+def test_a_limit_ends_what_is_running_and_the_same_command_resumes(good, tmp_path, called):
+    """The long runs are stopped in their middle, without a record; the command says how to go on."""
+    common, file = good
+    scale = yaml.safe_load(file.read_text())
+    scale["cells"] = [{"cell": "long", "role": "scarce", "unique_tokens": 256, "epochs": {"default": 100000}}]
+    file.write_text(yaml.safe_dump(scale))
+    out = called(experiment.main, *common, "stage=train,report", "limit=0.05")
+    directory = tmp_path / "outputs" / "tiny" / "small"
+    assert "resume with the same command" in out and "NAME=tiny SCALE=small" in out and "report:" not in out
+    assert not list(directory.glob("runs/*/record.json")) and len(Forked.started) == 2
+    assert not multiprocessing.active_children(), "what was running has ended"
+    scale["cells"][0]["epochs"]["default"] = 2
+    file.write_text(yaml.safe_dump(scale))
+    assert out.count("FAILED") == 0 and called(experiment.main, *common, "stage=train").count("  done   ") == 2
+
+
+def test_an_interrupted_command_ends_its_runs(good, tmp_path, capsys, monkeypatch):
+    """Ctrl-C in the middle of training: exit status 130, one line, no process left."""
+    common, file = good
+    scale = yaml.safe_load(file.read_text())
+    scale["cells"] = [{"cell": "long", "role": "scarce", "unique_tokens": 256, "epochs": {"default": 100000}}]
+    file.write_text(yaml.safe_dump(scale))
+    monkeypatch.setattr(launch.Deadline, "passed", property(lambda self: interrupt() if Forked.started else False))
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["dlm", *common, "stage=train"])
+    with pytest.raises(SystemExit) as stop:
+        experiment.main()
+    assert stop.value.code == 130 and "the same command resumes" in capsys.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+def test_measures_are_taken_once(good, tmp_path, called):
+    """Of finished runs with the wanted seeds, with the scale's settings; again when these change."""
+    common, file = good
+    directory = tmp_path / "outputs" / "tiny" / "small"
+    called(experiment.main, *common, "stage=train", "seeds=0,1")
+    scale = yaml.safe_load(file.read_text())
+    scale["evaluate"] = {"seeds": [1], "items": 4, "checkpoints": ["best", "epoch-4"]}
+    file.write_text(yaml.safe_dump(scale))
+    Forked.started.clear()
+    out = called(experiment.main, *common, "stage=evaluate")
+    assert "measures of 4 runs: checkpoints=best,epoch-4 items=4" in out and out.count("  done   ") == 4
+    assert all(command[4:] == ["checkpoints=best,epoch-4", "items=4"] for command in Forked.started)
+    assert {path.parent.name.split("-")[2] for path in directory.glob("runs/*/measures.jsonl")} == {"s1"}
+    assert "measures" not in called(experiment.main, *common, "stage=evaluate")
+    scale["evaluate"]["items"] = 5
+    file.write_text(yaml.safe_dump(scale))
+    assert "measures of 4 runs" in called(experiment.main, *common, "stage=evaluate")
+
+
+def test_other_code_and_other_data_are_refused(good, tmp_path, called, refused):
+    """One line each, before anything is trained; any_code=true is remembered in the plan."""
+    common, _ = good
+    directory = tmp_path / "outputs" / "tiny" / "small"
+    called(experiment.main, *common, "stage=train", "only=arm")
+    (record,) = list(directory.glob("runs/scarce-arm-*/record.json"))
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"code": "0ld"}))
+    before = len(Forked.started)
+    error = refused(experiment.main, *common, "stage=train")
+    assert (
+        record.parent.name in error
+        and "0ld" in error
+        and "any_code=true" in error
+        and len(Forked.started) == before
+    )
+    called(experiment.main, *common, "stage=train", "any_code=true", "only=md4")
+    assert (
+        len(Forked.started) == before + 2 and json.loads((directory / "plan.json").read_text())["any_code"] is True
+    )
+    called(experiment.main, *common, "stage=train", "seeds=5", "only=md4")
+
+    record.write_text(json.dumps(content | {"data": {"fingerprint": "0ther"}}))
+    error = refused(experiment.main, *common, "stage=train", "seeds=7")
+    assert "the corpus has changed" in error and "0ther" in error
+    record.write_text(json.dumps(content))
+    plan = json.loads((directory / "plan.json").read_text())
+    (directory / "plan.json").write_text(json.dumps(plan | {"data": {"control": "0ther"}}))
+    assert "control began with data 0ther" in refused(experiment.main, *common, "stage=data")
+
+
+def test_a_corpus_too_small_is_refused_before_anything_trains(good, tmp_path, refused):
+    common, file = good
+    scale = yaml.safe_load(file.read_text())
+    scale["cells"][1]["unique_tokens"] = 10**7
+    scale["base"] = [o for o in scale["base"] if not o.startswith("data")] + ["data=pydoc"]
+    file.write_text(yaml.safe_dump(scale))
+    assert "10000000" in refused(experiment.main, *common, "stage=train") and not Forked.started
+
+
+# --- slurm --------------------------------------------------------------------------------------------------
+
+
+def test_without_slurm_one_line(good, refused, monkeypatch):
+    common, file = good
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "there is no srun" in refused(experiment.main, *common, "stage=train", "launcher=slurm")
+    scale = yaml.safe_load(file.read_text()) | {"slurm": {"cluster": "local", "nodes": 2}}
+    file.write_text(yaml.safe_dump(scale))
+    assert "nodes follow from trainer.num_nodes" in refused(
+        experiment.main, *common, "stage=train", "launcher=slurm"
+    )
+
+
+@pytest.mark.slow
+def test_jobs_through_submitit(tiny, tmp_path, refused, monkeypatch):
+    """The same study as jobs, on submitit's local executor: the good ones finish, the broken one is named."""
+    monkeypatch.undo()  # a job is a real process, and knows the real studies alone
+    file = tmp_path / "experiments" / "tiny" / "small.yaml"
+    plan = yaml.safe_load(file.read_text()) | {"slurm": {"cluster": "local", "timeout_min": 5}}
+    plan["cells"] = plan["cells"][1:]
+    file.write_text(yaml.safe_dump(plan))
+    real = config.bundled
+    monkeypatch.setattr(config, "bundled", lambda name: file.parents[1] if name == "experiments" else real(name))
+    error = refused(experiment.main, *tiny[:3], "stage=train", "launcher=slurm")
+    directory = tmp_path / "outputs" / "tiny" / "small"
+    assert "1 of 3 runs failed (control-broken" in error
+    assert {path.parent.name.split("-")[1] for path in directory.glob("runs/*/record.json")} == {"arm", "md4"}
+    assert len(json.loads((directory / "jobs" / "jobs.json").read_text())) == 3
+
+
+# --- time ---------------------------------------------------------------------------------------------------
 
 
 def test_calibration_reports_what_it_could_not_measure(tmp_path, monkeypatch):
@@ -244,10 +295,52 @@ def test_calibration_reports_what_it_could_not_measure(tmp_path, monkeypatch):
         def communicate(self):
             return "", "warning\nerror: no such thing\n"
 
-    study = planned(tmp_path, scale="laptop")
-    monkeypatch.setattr(experiment.subprocess, "Popen", Failing)
+    study = Plan(Command(name=STUDY.name, scale="laptop", output_dir=str(tmp_path), only="arm"), dry=True)
+    monkeypatch.setattr(launch.subprocess, "Popen", Failing)
     with pytest.raises(UserError, match="no such thing"):
-        experiment.calibrate(study)
+        calibrate.calibrate(study)
+
+
+def test_speeds_are_measured_once_per_network_and_kept(tmp_path, monkeypatch):
+    """Seeds, budgets and weight decay do not change a speed; a second call measures nothing."""
+    measured = []
+
+    class Measuring:
+        returncode = 0
+
+        def __init__(self, command, **_):
+            measured.append(command)
+
+        def communicate(self):
+            return json.dumps({"tokens_per_second": 1000.0, "scored_tokens_per_second": 2000.0}) + "\n", ""
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Measuring)
+    for _ in range(2):
+        study = Plan(
+            Command(name=STUDY.name, scale="laptop", output_dir=str(tmp_path), only="arm,md4-plain"), dry=True
+        )
+        calibrate.calibrate(study)
+        for job in study.jobs:
+            training = (job.cost.tokens + job.cost.branch_tokens) / 1000
+            assert job.seconds == pytest.approx(8 + training + job.cost.scored_tokens / 2000)
+    assert len(measured) == 2 == study.workers, "two networks side by side, once"
+
+
+def test_progress_says_how_much_time_is_left():
+    """Half of what was left was done in a minute: another minute. Nothing done yet: no claim."""
+    assert launch.progress_line(60, 0.5, 0.75) == " 75 % after 1.0 minutes, about 1.0 minutes left"
+    assert "left" not in launch.progress_line(60, 0.5, 0.51)
+
+
+def test_gpus_are_taken_in_turn(monkeypatch, tmp_path):
+    task = launch.Task("run", [], tmp_path / "log", lambda: True, on_gpu=True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for count, expected in ((1, [{}, {}, {}]), (2, ["0", "1", "0"])):
+        monkeypatch.setattr(launch, "gpus", lambda: count)  # noqa: B023
+        wanted = [{"CUDA_VISIBLE_DEVICES": e} if e else {} for e in expected]
+        assert [launch.gpu_of(slot, task) for slot in range(3)] == wanted
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert launch.gpu_of(1, task) == {"CUDA_VISIBLE_DEVICES": "6"}
 
 
 @pytest.mark.slow

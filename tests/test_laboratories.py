@@ -13,7 +13,7 @@ from conftest import ROOT
 from dlm import config, experiment, laboratory
 from dlm.errors import UserError
 from dlm.laboratory import Laboratory
-from dlm.plan import Command, load
+from dlm.study.command import Command, load
 from dlm.report.measurements import Measurements
 
 LABORATORIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/measure.py"))
@@ -69,12 +69,12 @@ def test_a_plan_measures_nothing(name, tmp_path, called):
 @pytest.mark.parametrize("name", LABORATORIES)
 def test_what_means_nothing_here_is_refused(name, tmp_path, refused):
     """Options of plans: one line each, before any work."""
-    for option in ("arms=md4", "workers=2", "minutes=3"):
+    for option in ("arms=md4", "only=md4", "workers=2", "minutes=3", "limit=9", "launcher=slurm", "any_code=true"):
         assert f"is a laboratory and has no {option.split('=')[0]}" in refused(
             experiment.main, *at(tmp_path, name, option)
         )
     assert "no scale 'huge'" in refused(experiment.main, f"name={name}", "scale=huge")
-    assert "stage is one of" in refused(experiment.main, *at(tmp_path, name, "stage=train"))
+    assert "its stage is one of" in refused(experiment.main, *at(tmp_path, name, "stage=train"))
     assert "nothing measured" in refused(experiment.main, *at(tmp_path, name, "stage=report"))
     assert not list(tmp_path.iterdir())
 

@@ -22,7 +22,8 @@ with initialize_config_dir(str(config.bundled("conf")), version_base="1.3"):
         cfg = compose("config", overrides=[f"method={{method}}", "data=toy", "hydra/launcher=process"])
         data = train.build_data(cfg)
         train.build_model(cfg, data.source.fingerprint, 1)
-from dlm.plan import Command, Plan
+from dlm.study.command import Command
+from dlm.study.plan import Plan
 print(len(Plan(Command(name="super-data-learners", scale="smoke")).jobs), "jobs")
 from dlm.laboratory import Laboratory
 print("information is", Laboratory(Command(name="information", scale="smoke")).state)

@@ -1,7 +1,6 @@
 """A made-up study, from its files to the page: nothing dropped, nothing invented, no torch."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted_study import load
 
 from dlm.errors import UserError
 from dlm.files import read_lines
@@ -21,6 +21,10 @@ from dlm.report.style import spread
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "super-data-learners" / "report.py"
 WINDOWS = 96
+FIGURES = {
+    *("f1-loss-epochs", "f2-loss-compute", "f3-crossings", "f3-crossings-budget", "f4-loss-budget"),
+    *("f6-repetition", "f8-likelihoods", "f13-lead"),
+}
 
 # arm: (label, baseline, epochs, knots of the true curve as {epoch: nats}); linear in log epoch between the knots
 ARM = {1: 3.4, 4: 3.05, 12: 2.78, 20: 2.71, 40: 2.76, 60: 3.6}
@@ -164,10 +168,7 @@ def write_run(directory, planned, knots, unique, difficulty, noise, grid, finish
 @pytest.fixture(scope="module")
 def report():
     """The experiment's report, imported by path as the runner does."""
-    spec = importlib.util.spec_from_file_location("super_data_learners_report", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -219,14 +220,13 @@ def test_the_page_parses_and_holds_the_verdict(written):
     for line in results_of(written)["verdict"]:
         assert line in text
     assert "upper bound" in text and "sha256:5f3a9c" in text
-    assert written.read_text().count("<svg") == 4
+    assert written.read_text().count("<svg") == written.read_text().count("<figure ") == len(FIGURES)
     assert "<when>" not in written.read_text()  # samples are escaped
 
 
 def test_everything_promised_is_written(written):
-    names = {"curves", "compute", "crossings", "best"}
-    for ending in ("svg", "png"):
-        assert {p.stem for p in (written.parent / "figures").glob(f"*.{ending}")} == names
+    for ending in ("svg", "png", "csv"):
+        assert {p.stem for p in (written.parent / "figures").glob(f"*.{ending}")} == FIGURES
     assert (written.parent / "curves.csv").read_text().startswith("run,cell,unique_tokens,arm,seed,finished,step")
 
 
@@ -372,23 +372,30 @@ def test_directories_outside_the_plan_are_named(tmp_path):
     assert load_study(study).unplanned == ["from-an-earlier-plan"]
 
 
-def test_runs_dropped_to_fit_the_minutes_are_named_and_not_called_missing(report, tmp_path):
+@pytest.fixture
+def words(report, monkeypatch):
+    """The report without its figures, for tests of what it says."""
+    monkeypatch.setattr(report, "EVIDENCE", {})
+    return report
+
+
+def test_runs_dropped_to_fit_the_minutes_are_named_and_not_called_missing(words, tmp_path):
     study = fake_study(tmp_path, windows=8)
-    assert "to stay within the minutes" not in report.main(study).read_text()
+    assert "to stay within the minutes" not in words.main(study).read_text()
     plan = json.loads((study / "plan.json").read_text())
     dropped = plan["runs"].pop()
     (study / "plan.json").write_text(json.dumps(plan | {"dropped": [dropped | {"predicted_seconds": 200.0}]}))
-    page = report.main(study)
+    page = words.main(study)
     text = page.read_text()
     assert "Not run, to stay within the minutes asked for" in text
     assert f"{dropped['run']}: about 3 min 20 s" in text
     assert results_of(page)["missing"] == [] and "No planned run is missing." in text
 
 
-def test_only_the_smoke_scale_or_too_few_evaluations_bring_a_caution(report, written, tmp_path):
+def test_only_the_smoke_scale_or_too_few_evaluations_bring_a_caution(words, written, tmp_path):
     assert not results_of(written)["smoke"]
     assert "proves the machinery" not in written.read_text() and 'class="warning"' not in written.read_text()
-    page = report.main(fake_study(tmp_path, grid=[0.5, 1, 8, 24], windows=8))  # at the laptop scale
+    page = words.main(fake_study(tmp_path, grid=[0.5, 1, 8, 24], windows=8))  # at the laptop scale
     assert results_of(page)["verdict"][0].startswith("Too few evaluations")
     assert "proves the machinery" not in page.read_text() and 'class="warning"' in page.read_text()
 
@@ -422,6 +429,7 @@ def call(code_or_script, *arguments):
 def test_reports_never_import_torch_and_name_a_lost_study_in_one_line(tmp_path):
     code = f"""
 import runpy, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
 try:
     runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 finally:
