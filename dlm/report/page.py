@@ -17,23 +17,29 @@ class Prose(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """An inline SVG with a caption and the command that draws it again."""
+    """An inline SVG with a caption, the command that draws it again, its number and the CSV behind it."""
 
     name: str
     svg: Markup
     caption: str
     command: str
     kind: str = "figure"
+    number: str = ""
+    csv: str = ""
 
 
 class Table(NamedTuple):
-    """A table; columns whose header starts with "<" are set left, the others right. `folded` hides it at first."""
+    """A table; columns whose header starts with "<" are set left, the others right.
+
+    `folded` hides it at first; `wrap` lets every cell break across lines, for tables of sentences.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
     caption: str = ""
     folded: str = ""
     kind: str = "table"
+    wrap: bool = False
 
 
 class Listing(NamedTuple):
@@ -109,6 +115,7 @@ th, td { text-align: right; padding: .32rem .75rem .32rem 0; } .l { text-align: 
 td { border-bottom: 1px solid var(--line); vertical-align: top; }
 td:not(.l), td:nth-child(-n+3) { white-space: nowrap; }
 td.l:last-child { white-space: normal; min-width: 12rem; }
+table.wrap td { white-space: normal; } table.wrap td:nth-child(2) { min-width: 13rem; }
 tbody tr:last-child td { border-bottom: 1px solid var(--ink); }
 pre { background: var(--wash); padding: .8rem 1rem; margin: .4rem 0;
   white-space: pre-wrap; overflow-wrap: anywhere;
@@ -139,12 +146,13 @@ details { margin: .8rem 0; } summary { cursor: pointer; color: var(--link); }
 <p>{{ b.html }}</p>
 {% elif b.kind == "figure" %}
 <figure id="{{ b.name }}"><div class="wide" role="img" aria-label="{{ b.caption|striptags }}">{{ b.svg }}</div>
-<figcaption>{{ b.caption }} <span class="small">Drawn by <code>{{ b.command }}</code>; also as
+<figcaption>{% if b.number %}<b>{{ b.number }}.</b> {% endif %}{{ b.caption }} <span class="small">Drawn by
+<code>{{ b.command }}</code>{% if b.csv %} from <a href="{{ b.csv }}">its data</a>{% endif %}; also as
 <code>figures/{{ b.name }}.svg</code> and <code>.png</code>.</span></figcaption></figure>
 {% elif b.kind == "table" %}
 {% if b.folded %}<details><summary>{{ b.folded }}</summary>{% endif %}
 {% if b.caption %}<p class="caption">{{ b.caption }}</p>{% endif %}
-<div class="wide"><table>
+<div class="wide"><table{% if b.wrap %} class="wrap"{% endif %}>
 <thead><tr>
 {% for h in b.head %}<th{% if h[0] == "<" %} class="l"{% endif %}>{{ h|left }}</th>{% endfor %}
 </tr></thead>

@@ -1,9 +1,10 @@
 """From the files of a study to its runs, their curves and one tidy table. No torch, no network.
 
 A study is a directory: `plan.json` says what was to be run, and `runs/<run>/` holds for each run its
-`config.yaml`, an append-only `metrics.jsonl`, the losses per held-out window in `windows.jsonl`, and, once
-finished, `record.json`. A run without a record is unfinished: it is listed as missing, never dropped and never
-compared. Losses are nats per token.
+`config.yaml`, an append-only `metrics.jsonl`, the losses per held-out window in `windows.jsonl`, the cooled-down
+branches in `branches.jsonl`, what was measured on its checkpoints in `measures.jsonl`, and, once finished,
+`record.json`. A run without a record is unfinished: it is listed as missing, never dropped and never compared.
+Losses are nats per token.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import yaml
 
 from dlm.errors import UserError
 from dlm.files import read_json, read_lines
-from dlm.report.curve import Curve
+from dlm.report.curve import Curve, ProbeCurve
+
+SPLITS = ("tune", "report")
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def latest(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
@@ -32,34 +36,61 @@ def latest(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One planned run and what its directory holds; `record` is empty until it has finished."""
+    """One planned run and what its directory holds; `record` is empty and `curve` None until it has finished.
+
+    `evaluations`, `branches` and `measures` are the rows of `metrics.jsonl`, `branches.jsonl` and
+    `measures.jsonl`, the last one of each step, of each epoch, and of each checkpoint and measure.
+    """
 
     name: str
     cell: str
     arm: str
     seed: int
+    directory: Path
     planned: dict[str, Any]
-    evaluations: list[dict[str, Any]]
-    windows: list[dict[str, Any]]
-    record: dict[str, Any]
-    config: dict[str, Any]
+    evaluations: list[dict[str, Any]] = field(repr=False)
+    branches: list[dict[str, Any]] = field(repr=False)
+    measures: list[dict[str, Any]] = field(repr=False)
+    record: dict[str, Any] = field(repr=False)
+    curve: Curve | None = field(repr=False)
 
     @classmethod
     def load(cls, directory: Path, planned: dict[str, Any]) -> Run:
         """Read one run's directory. Raises UserError for corrupt files."""
-        config = directory / "config.yaml"
-        record = directory / "record.json"
+        found = directory / "record.json"
+        record = read_json(found) if found.is_file() else {}
+        rows = read_lines(directory / "metrics.jsonl")
+        evaluations = latest((row for row in rows if "report/nll" in row), "step")
+        branches = latest(read_lines(directory / "branches.jsonl"), "epoch")
+        name, seed = planned["run"], int(planned["seed"])
+        try:
+            curve = run_curve(name, seed, directory, evaluations, branches, record) if record else None
+        except ValueError as error:
+            raise UserError(f"{directory}: {error}") from error
         return cls(
-            name=planned["run"],
+            name=name,
             cell=planned["cell"],
             arm=planned["arm"],
-            seed=int(planned["seed"]),
+            seed=seed,
+            directory=directory,
             planned=planned,
-            evaluations=latest((r for r in read_lines(directory / "metrics.jsonl") if "report/nll" in r), "step"),
-            windows=latest(read_lines(directory / "windows.jsonl"), "step", "split"),
-            record=read_json(record) if record.is_file() else {},
-            config=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
+            evaluations=evaluations,
+            branches=branches,
+            measures=latest(read_lines(directory / "measures.jsonl"), "checkpoint", "measure"),
+            record=record,
+            curve=curve,
         )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty where there is none yet. Raises UserError where it is not YAML."""
+        path = self.directory / "config.yaml"
+        if not path.is_file():
+            return {}
+        try:
+            return yaml.load(path.read_text(encoding="utf-8"), Loader=YAML) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
 
     @property
     def problem(self) -> str | None:
@@ -72,28 +103,69 @@ class Run:
             return "finished, but without finite losses per held-out window"
         return None
 
-    @cached_property
-    def curve(self) -> Curve | None:
-        """The evaluations with losses per window on both splits; None where there are none, or not all finite."""
-        by_step = {(row["step"], row["split"]): row["nll"] for row in self.windows}
+    @property
+    def code(self) -> str:
+        """The version of the code that decided the run's numbers."""
+        return str(self.record.get("code") or "unknown")
+
+    def probe(self, measure: str) -> ProbeCurve | None:
+        """A measure at the checkpoints of the trunk, by epoch; None without any."""
         rows = [
             row
-            for row in self.evaluations
-            if row["epoch"] > 0 and all((row["step"], split) in by_step for split in ("tune", "report"))
+            for row in self.measures
+            if row["measure"] == measure
+            and row["checkpoint"].startswith("epoch-")
+            and not row.get("cooled")
+            and row.get("epoch", 0) > 0
+            and math.isfinite(row["value"] if row["value"] is not None else math.nan)
         ]
+        if not rows or self.curve is None:
+            return None
+        rows.sort(key=lambda row: row["epoch"])
+        epochs, values = (np.array([row[key] for row in rows], float) for key in ("epoch", "value"))
+        tokens, flops = (np.interp(epochs, self.curve.epochs, x) for x in (self.curve.tokens, self.curve.flops))
+        se = np.array([row.get("se") or 0.0 for row in rows], float)
+        items = min(int(row.get("n") or 0) for row in rows)
+        return ProbeCurve(self.name, self.seed, measure, epochs, tokens, flops, values, se, items)
+
+
+def run_curve(
+    name: str,
+    seed: int,
+    directory: Path,
+    evaluations: list[dict[str, Any]],
+    branches: list[dict[str, Any]],
+    record: dict[str, Any],
+) -> Curve | None:
+    """A finished run's evaluations with losses per window on both splits, and its cooled-down branches.
+
+    None where there are none, or not all finite. Raises ValueError where the number of windows changes or does not
+    fit the record's passages.
+    """
+    windows = {(row["step"], row["split"]): row["nll"] for row in read_lines(directory / "windows.jsonl")}
+    rows = [
+        row | {"windows": {split: windows[row["step"], split] for split in SPLITS}}
+        for row in evaluations
+        if row["epoch"] > 0 and all((row["step"], split) in windows for split in SPLITS)
+    ]
+    found = record.get("passages") or {}
+    passages = {split: np.asarray(found[split]) if found.get(split) else None for split in SPLITS}
+
+    def curve(rows: list[dict[str, Any]], cooled: Curve | None) -> Curve | None:
         if not rows:
             return None
-        widths = {(len(by_step[r["step"], "tune"]), len(by_step[r["step"], "report"])) for r in rows}
-        if len(widths) > 1:
-            raise UserError(f"{self.name}: windows.jsonl: the number of held-out windows changes between steps")
-        tune, report = (np.array([by_step[r["step"], s] for r in rows], float) for s in ("tune", "report"))
+        if len({tuple(len(row["windows"][split]) for split in SPLITS) for row in rows}) > 1:
+            raise ValueError("the number of held-out windows changes between steps")
+        tune, report = (np.array([row["windows"][split] for row in rows], float) for split in SPLITS)
         if not (np.isfinite(tune).all() and np.isfinite(report).all()):
             return None
-        epochs, tokens, flops = (
-            np.array([row[key] for row in rows], float) for key in ("epoch", "tokens", "flops")
+        epochs, tokens, flops = (np.array([r[key] for r in rows], float) for key in ("epoch", "tokens", "flops"))
+        stopped = record.get("stopped")
+        return Curve(
+            name, seed, epochs, tokens, flops, tune, report, stopped, passages["tune"], passages["report"], cooled
         )
-        stopped = self.record.get("stopped")
-        return Curve(self.name, self.seed, epochs, tokens, flops, tune, report, stopped)
+
+    return curve(rows, curve([row for row in branches if row.get("windows")], None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +201,43 @@ class Study:
 
     def of(self, cell: str, arm: str) -> list[Run]:
         """The comparable runs of one arm in one cell, by seed."""
-        return sorted(
-            (r for r in self.compared if r.cell == cell and r.arm == arm), key=lambda r: (r.seed, r.name)
-        )
+        return self.members.get((cell, arm), [])
+
+    @cached_property
+    def members(self) -> dict[tuple[str, str], list[Run]]:
+        """The comparable runs by cell and arm."""
+        found: dict[tuple[str, str], list[Run]] = {}
+        for run in sorted(self.compared, key=lambda r: (r.seed, r.name)):
+            found.setdefault((run.cell, run.arm), []).append(run)
+        return found
 
     def curves(self, cell: str, arm: str) -> list[Curve]:
         """The curves of `of`."""
         return [run.curve for run in self.of(cell, arm) if run.curve is not None]
+
+    def probes(self, cell: str, arm: str, measure: str) -> list[ProbeCurve]:
+        """A measure by epoch, of every comparable run of `of` that has it."""
+        found = (run.probe(measure) for run in self.of(cell, arm))
+        return [probe for probe in found if probe is not None]
+
+    @cached_property
+    def code(self) -> str | None:
+        """The code version all finished runs share; None without any.
+
+        Raises UserError where the versions differ, unless the plan says `any_code`: numbers of different code are
+        not comparable.
+        """
+        found: dict[str, str] = {}
+        for run in self.runs:
+            if run.record:
+                found.setdefault(run.code, run.name)
+        if len(found) > 1 and not self.plan.get("any_code"):
+            (one, first), (two, second) = list(found.items())[:2]
+            raise UserError(
+                f"{self.directory}: runs of different code cannot be compared: {first} is of code {one}, {second} "
+                f"of code {two}; run the older ones again, or set any_code in plan.json"
+            )
+        return "mixed" if len(found) > 1 else next(iter(found), None)
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -185,7 +287,7 @@ def load_study(directory: Path) -> Study:
         if key not in plan:
             raise UserError(f"{directory / 'plan.json'}: has no {key!r}")
     study = Study(directory, plan, [Run.load(directory / "runs" / p["run"], p) for p in plan["runs"]])
-    _ = study.fingerprint  # refuse mixed data before anything is drawn
+    _ = study.fingerprint, study.code  # refuse mixed data and mixed code before anything is drawn
     return study
 
 

@@ -33,11 +33,15 @@ INKS = {  # autoregressive models in black and warm tones, diffusion in blues an
     "arm": Ink("#222222", "-", "s"),
     "arm-reg": Ink("#c8590a", "-", "D"),
     "md4": Ink("#0072b2", "-", "o"),
+    "md4-reg": Ink("#0072b2", "--", "o"),
     "shuffle": Ink("#009e73", "-", "^"),
+    "udlm": Ink("#009e73", "--", "h"),
     "dfm_mask": Ink("#56b4e9", "-", "v"),
-    "dfm_uniform": Ink("#66c2a5", "-", "<"),
+    "dfm_uniform": Ink("#66c2a5", "-.", "<"),
     "genmd4": Ink("#332288", "-", ">"),
+    "aoarm": Ink("#6a6fc7", "-.", "P"),
     "any-order": Ink("#6a6fc7", "-", "P"),
+    "dual": Ink("#a0428f", "-", "X"),
 }
 SPARE = ("#117733", "#88a0dc", "#44aa99", "#1f4e79")
 
@@ -60,7 +64,7 @@ STYLE: dict[Any, Any] = {
     "xtick.minor.size": 0,
     "lines.linewidth": 1.4,
     "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "savefig.dpi": 150,
     "svg.fonttype": "path",
 }
 
@@ -85,12 +89,12 @@ def heading(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color="#222222", pad=9)
 
 
-def key(figure: Canvas, marks: Sequence[Line2D]) -> None:
-    """What the marks mean, in grey, above the panels."""
+def key(figure: Canvas, marks: Sequence[Line2D], columns: int | None = None) -> None:
+    """What the marks mean, in grey, above the panels; in one row, or in so many `columns`."""
     figure.legend(
         handles=marks,
         loc="outside upper right",
-        ncols=len(marks),
+        ncols=min(columns or len(marks), len(marks)),
         fontsize=8,
         frameon=False,
         labelcolor="#555555",
@@ -99,10 +103,11 @@ def key(figure: Canvas, marks: Sequence[Line2D]) -> None:
     )
 
 
-def log_axis(axis: Any, ticks: Sequence[float] = ()) -> None:
-    """A log scale with plainly written ticks at 1, 2, 5 (or at `ticks`) instead of powers of ten."""
+def log_axis(axis: Any, ticks: Sequence[float] = (), few: bool = False) -> None:
+    """A log scale with plainly written ticks at 1, 2, 5 (or `ticks`, or 1, 3 if `few`), not as powers of ten."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(ticker.FixedLocator(ticks) if len(ticks) else ticker.LogLocator(subs=(1, 2, 5)))
+    one_two_five = ticker.LogLocator(subs=(1, 3), numticks=6) if few else ticker.LogLocator(subs=(1, 2, 5))
+    axis.set_major_locator(ticker.FixedLocator(ticks) if len(ticks) else one_two_five)
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_locator(ticker.NullLocator())
 
@@ -125,20 +130,24 @@ def label_right(axes: Axes, tags: Sequence[Tag], size: float = 8.5) -> None:
     gap = (high - low) * size * 1.25 / 72 / inches
     tags = sorted(tags, key=lambda tag: tag.y)
     ys = spread([min(max(tag.y, low), high) for tag in tags], gap)
-    shift = min(0.0, high + gap / 2 - ys[-1]) if ys else 0.0
-    for tag, y in zip(tags, spread([y + shift for y in ys], gap), strict=True):
-        axes.annotate(
-            tag.text,
-            xy=(1, min(max(tag.y, low), high)),
-            xytext=(1.03, y),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords=axes.get_yaxis_transform(),
+    if ys:  # the whole stack moves into the axes: up from below first, so that the top is what has to fit
+        up = max(0.0, low - ys[0])
+        down = min(0.0, high + gap / 2 - ys[-1] - up)
+        ys = [y + up + down for y in ys]
+    for tag, y in zip(tags, ys, strict=True):
+        where = axes.get_yaxis_transform()
+        leader = [min(max(tag.y, low), high), y]
+        axes.plot(
+            [1.003, 1.027],
+            leader,
             color=tag.colour,
-            fontsize=size,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": tag.colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 0},
+            lw=0.5,
+            transform=where,
+            clip_on=False,
+            scalex=False,
+            scaley=False,
         )
+        axes.text(1.03, y, tag.text, color=tag.colour, fontsize=size, va="center", transform=where)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
@@ -161,8 +170,13 @@ def save(figure: Canvas, directory: Path, name: str) -> Markup:
     text = io.StringIO()
     style: dict[Any, Any] = STYLE | {"svg.hashsalt": name}
     with plt.rc_context(style):
+        for axes in figure.axes:
+            for artist in (*axes.lines, *axes.collections, *axes.patches):
+                artist.set_in_layout(False)  # they lie within their axes
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+        figure.set_layout_engine(None)  # laid out once, it stays where it is: half the time of a report
         figure.savefig(text, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # laid out once, it stays where it is: half the time of a report
         figure.savefig(target / f"{name}.png")
     plt.close(figure)
     (target / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")

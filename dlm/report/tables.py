@@ -1,6 +1,9 @@
 """The tables of any study: crossings, likelihoods, runs, protocol, data audit, samples, missing runs, provenance.
 
-`results` is described in `dlm.report.figures`; the crossings here include `x2_matched`.
+`results` is what a study's report computes and writes to results.json. Read here: `unit`; `labels`, by arm;
+`best`, one entry per arm and cell; `comparisons`, each with its `cell`, `role`, `process` and `baseline`, the
+crossings `x1`, `x2`, `x2_matched` and (or None) `x2_cooled` as JSON, `x3` by probe, and under `missing` why there
+are none, else None.
 """
 
 from __future__ import annotations
@@ -18,29 +21,62 @@ from dlm.report.style import ink
 TONES = {"clear": "good", "from the start": "good", "within noise": "maybe", "not reached": "none"}
 
 
-def crossings_table(results: dict[str, Any]) -> Table:
-    """One row per cell, process and baseline; chips say how sure each crossing is."""
-    rows = []
+def crossings_tables(results: dict[str, Any], most: int = 24) -> list[Table]:
+    """T3: one row per cell, process and baseline; chips say how sure each crossing is.
+
+    Of more than `most` rows only those of the first process stand open, and all of them are folded below.
+    """
+    rows = {}
     for c in results["comparisons"]:
         control = Markup('<br><span class="small">control</span>') if c["role"] == "control" else ""
         cell = Markup("{}{}").format(c["cell"], control)
         head = [cell, swatch(ink(c["process"]).colour, results["labels"][c["process"]])]
         head.append(swatch(ink(c["baseline"]).colour, results["labels"][c["baseline"]]))
+        key = (c["cell"], c["process"], c["baseline"])
         if c["missing"]:
-            rows.append([*head, chip("missing", "bad"), chip("missing", "bad"), "", c["missing"], "", ""])
+            rows[key] = [*head, chip("missing", "bad"), chip("missing", "bad"), "", "", c["missing"], "", ""]
             continue
         same, so_far, matched = (Crossing.from_json(c[kind]) for kind in ("x1", "x2", "x2_matched"))
+        cooled = where(Crossing.from_json(c["x2_cooled"])) if c.get("x2_cooled") else "–"
         share = f"{so_far.flops / so_far.baseline_flops:.1f}×" if so_far.flops is not None else "–"
         margin = plus_minus(so_far.difference, so_far.se, "+")
-        rows.append([*head, where(same), where(so_far), share, where(matched), margin, f"{so_far.share:.0%}"])
-    head = ["<cell", "<process", "<against", "<X1, epoch", "<X2, epoch", "X2 compute", "<X2 matched, epoch"]
-    return Table(
-        [*head, "final lead", "seen in"],
-        rows,
-        "Crossings with 95 % bootstrap intervals. X2 compute: training FLOPs of the process at X2, as a "
+        found = [where(same), where(so_far), share, cooled, where(matched), margin, f"{so_far.share:.0%}"]
+        rows[key] = [*head, *found]
+    head = ["<cell", "<process", "<against", "<X1, epoch", "<X2, epoch", "X2 compute", "<X2 cooled, epoch"]
+    head += ["<X2 matched, epoch", "final lead", "seen in"]
+    caption = (
+        "T3. Crossings with 95 % bootstrap intervals. X2 compute: training FLOPs of the process at X2, as a "
         "multiple of what the baseline had spent at its best. Final lead: baseline's best minus process's "
         f"best, ± paired standard error, {results['unit']}; positive means that the process is ahead. Seen "
-        "in: share of bootstrap resamples in which X2 occurs at all.",
+        "in: share of bootstrap resamples in which X2 occurs at all."
+    )
+    if len(rows) <= most:
+        return [Table(head, list(rows.values()), caption)]
+    first = next(process for _, process, _ in rows)
+    lead = [row for (_, process, _), row in rows.items() if process == first]
+    return [Table(head, lead, caption), Table(head, list(rows.values()), folded=f"All {len(rows)} comparisons")]
+
+
+def probe_crossings_table(results: dict[str, Any], names: dict[str, str]) -> list[Table]:
+    """T3, probes: X3 of every comparison that was probed, a column per probe; none without probes."""
+    known = [c for c in results["comparisons"] if c.get("x3")]
+    columns = [name for name in names if any(name in c["x3"] for c in known)]
+    rows = [
+        [
+            c["cell"],
+            swatch(ink(c["process"]).colour, results["labels"][c["process"]]),
+            swatch(ink(c["baseline"]).colour, results["labels"][c["baseline"]]),
+            *(where(Crossing.from_json(c["x3"][name])) if name in c["x3"] else "–" for name in columns),
+        ]
+        for c in known
+    ]
+    head = ["<cell", "<process", "<against", *(f"<{names[name]}" for name in columns)]
+    caption = (
+        "X3: the epoch from which the process is the more accurate at a probe, with 95 % intervals; confirmed "
+        "as X1 is."
+    )
+    return (
+        [Table(head, rows, caption, folded="" if len(rows) <= 12 else "Crossings of the probes")] if rows else []
     )
 
 
@@ -109,25 +145,29 @@ def extra_table(study: Study) -> list[Table]:
     return [Table(head, rows, folded="Further likelihoods")] if rows else []
 
 
-def runs_table(study: Study) -> Table:
-    """One row per planned run; a missing one keeps its row."""
+def runs_table(study: Study, most: int = 60) -> Table:
+    """T1: one row per planned run, folded if there are more than `most`; a missing one keeps its row."""
     rows = []
     for run in study.runs:
         head = [run.cell, swatch(ink(run.arm).colour, study.label(run.arm)), run.seed]
         if run.problem:
-            rows.append([*head, *[""] * 9, chip("missing", "bad") + " " + (run.problem or "")])
+            rows.append([*head, *[""] * 10, chip("missing", "bad") + " " + (run.problem or "")])
             continue
         r = run.record
         sizes = [f"{r['params']:,}", f"{r['params_non_embedding']:,}", f"{r['epochs']:.4g}", f"{r['steps']:,}"]
         targets = run.evaluations[-1].get("targets")
-        work = [short(r["tokens"]), short(targets), f"{r['flops']:.2e}", clock(r["seconds"])]
+        full = r.get("flops_full_attention")
+        flops = [f"{r['flops']:.2e}", "–" if full is None else f"{full:.2e}"]
+        work = [short(r["tokens"]), short(targets), *flops, clock(r["seconds"])]
         rows.append([*head, *sizes, *work, short(r["tokens_per_second"]), reason(run)])
     head = ["<cell", "<arm", "seed", "parameters", "non-embedding", "epochs", "steps", "tokens", "scored targets"]
     return Table(
-        [*head, "FLOPs", "time", "tokens/s", "<best epoch, early stop"],
+        [*head, "FLOPs", "if fully attended", "time", "tokens/s", "<best epoch, early stop"],
         rows,
-        "All planned runs. Tokens, targets and FLOPs count training only. A mask model scores only the "
-        "masked part of what it sees, so equal tokens are not equal targets.",
+        "T1. All planned runs. Tokens, targets and FLOPs count the trunk's training only. A mask model scores "
+        "only the masked part of what it sees, so equal tokens are not equal targets; a causal model attends to "
+        "half as much, so its FLOPs are also given as if it attended to everything.",
+        folded=f"T1. All {len(rows)} planned runs" if len(rows) > most else "",
     )
 
 
@@ -200,18 +240,19 @@ def protocol_tables(study: Study) -> list[Table]:
         Table(
             ["<setting", *(f"<{study.label(arm)}" for arm in arms)],
             differing,
-            "Settings that differ between arms.",
+            "T1. Settings that differ between arms.",
         ),
         Table(["<setting", "<value"], common, folded=f"The {len(common)} settings that all runs share"),
     ]
 
 
 def audit_table(study: Study) -> Table:
-    """The data audit of each cell, leak check included."""
+    """T9: the data audit of each cell, leak check included."""
     cells = {run.cell: flat(run.record.get("data", {}).get("audit", {})) for run in study.compared}
     keys = list(dict.fromkeys(key for audit in cells.values() for key in audit))
     rows = [[key.replace(".", ": ").replace("_", " "), *(cells[c].get(key, "–") for c in cells)] for key in keys]
-    return Table(["<audit", *cells], [[tidy(x) for x in row] for row in rows])
+    caption = "T9. Data and leak audit: the share of held-out windows found verbatim in the training text."
+    return Table(["<audit", *cells], [[tidy(x) for x in row] for row in rows], caption)
 
 
 def tidy(value: Any) -> Any:

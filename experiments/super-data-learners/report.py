@@ -2,46 +2,67 @@
 
     python experiments/super-data-learners/report.py outputs/super-data-learners/<scale>
 
-reads the study directory and writes into it report.html, figures/*.svg and *.png, results.json and curves.csv.
+reads the study directory and writes into it report.html, results.json, curves.csv and figures/*.svg, *.png and
+*.csv. It takes whatever is there: what is missing is listed as missing.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
+from report_hypotheses import hypotheses
+from report_tuning import tuning
+from report_words import DEFINITIONS, LEDE, headline, is_smoke, verdict_lines
 
 from dlm.errors import UserError
-from dlm.report.crossing import Crossing, x1, x2
-from dlm.report.figures import best_figure, compute_figure, crossings_figure, curves_figure
-from dlm.report.page import Listing, Prose, Section, page
+from dlm.report.crossing import x1, x2, x3
+from dlm.report.figures_budgets import budgets_figure, lead_figure, repetition_figure
+from dlm.report.figures_crossings import crossings_figure, overview_figure
+from dlm.report.figures_laws import contour_figure, laws_figure
+from dlm.report.figures_loss import compute_figure, losses_figure
+from dlm.report.figures_measures import (
+    PROBES,
+    likelihoods_figure,
+    memorisation_figure,
+    norms_figure,
+    order_variance_figure,
+    probes_figure,
+)
+from dlm.report.figures_mechanism import mechanism_figure
+from dlm.report.page import Listing, Prose, Section, Table, chip, page
+from dlm.report.panels import Absent
 from dlm.report.study import Study, best, load_study, unit
+from dlm.report.summary import Summary
 from dlm.report.tables import (
     arms_table,
     audit_table,
-    crossings_table,
+    crossings_tables,
     extra_table,
     likelihood_table,
     missing,
+    probe_crossings_table,
     protocol_tables,
     provenance,
     runs_table,
     samples,
 )
+from dlm.report.tables_measures import best_table, cost_table, laws_tables, memorisation_table, probes_table
 
-KINDS = ("x1", "x2", "x2_matched")
-FEW = 6  # evaluations below which a curve says nothing about its model
+MANY = 300  # runs from which figures are drawn side by side
+KINDS = ("x1", "x2", "x2_matched", "x2_cooled")
+TONES = {"yes": "good", "no": "bad", "undecided": "maybe"}
 
 
 def compute(study: Study) -> dict[str, Any]:
     """Every number of the report, ready for JSON."""
-    baselines = [a["arm"] for a in study.plan["arms"] if a["baseline"]]
-    processes = [a["arm"] for a in study.plan["arms"] if not a["baseline"]]
+    compared = [a for a in study.plan["arms"] if a.get("group") != "mechanism"]
     planned = {(run.cell, run.arm) for run in study.runs}
     results = {
         "study": study.plan["study"],
@@ -51,11 +72,12 @@ def compute(study: Study) -> dict[str, Any]:
         "unit": unit(study),
         "labels": {a["arm"]: a["label"] for a in study.plan["arms"]},
         "comparisons": [
-            compare(study, cell, process, baseline)
+            compare(study, cell, process["arm"], baseline["arm"])
             for cell in study.plan["cells"]
-            for process in processes
-            for baseline in baselines
-            if {(cell["cell"], process), (cell["cell"], baseline)} <= planned
+            for process in compared
+            for baseline in compared
+            if baseline["baseline"] and not process["baseline"]
+            if {(cell["cell"], process["arm"]), (cell["cell"], baseline["arm"])} <= planned
         ],
         "best": [
             best(study, cell["cell"], arm["arm"])
@@ -65,11 +87,14 @@ def compute(study: Study) -> dict[str, Any]:
         ],
         "missing": [{"run": run.name, "why": run.problem} for run in study.missing],
     }
-    return results | {"verdict": verdict_lines(results)}
+    return results | {"verdict": verdict_lines(results), "hypotheses": hypotheses(study, results)}
 
 
 def compare(study: Study, cell: dict[str, Any], process: str, baseline: str) -> dict[str, Any]:
-    """X1, X2 and matched X2 of one process against one baseline in one cell; `missing` says why there are none."""
+    """The crossings of one process against one baseline in one cell; `missing` says why there are none.
+
+    `x2_cooled` is None where an arm has no cooled-down branch, `x3` holds one crossing per probe that both have.
+    """
     ours, theirs = (study.curves(cell["cell"], arm) for arm in (process, baseline))
     found = {
         "cell": cell["cell"],
@@ -81,124 +106,37 @@ def compare(study: Study, cell: dict[str, Any], process: str, baseline: str) -> 
     }
     absent = [study.label(arm) for arm, curves in ((process, ours), (baseline, theirs)) if not curves]
     if absent:
-        return found | dict.fromkeys(KINDS) | {"missing": f"no finished run of {' or '.join(absent)}"}
+        missing = f"no finished run of {' or '.join(absent)}"
+        return found | dict.fromkeys(KINDS) | {"x3": {}, "missing": missing}
+    cooled = all(any(c.cooled is not None for c in arm) for arm in (ours, theirs))
     try:
-        crossings = (x1(ours, theirs), x2(ours, theirs), x2(ours, theirs, matched=True))
+        crossings = {"x1": x1(ours, theirs), "x2": x2(ours, theirs), "x2_matched": x2(ours, theirs, matched=True)}
+        if cooled:
+            crossings["x2_cooled"] = x2(ours, theirs, cooled=True)
+        probes = {name: [study.probes(cell["cell"], arm, name) for arm in (process, baseline)] for name in PROBES}
+        third = {name: x3(*both).to_json() for name, both in probes.items() if all(both)}
     except ValueError as error:
         raise UserError(f"{study.directory}: {error}") from error
-    return found | {kind: crossing.to_json() for kind, crossing in zip(KINDS, crossings, strict=True)}
+    located = {kind: crossings[kind].to_json() if kind in crossings else None for kind in KINDS}
+    return found | located | {"x3": third}
 
 
-def is_smoke(study: Study) -> bool:
-    """Whether the scale is the smoke test, or the curves are too short to mean anything."""
-    counts = [len(run.curve.epochs) for run in study.compared if run.curve is not None]
-    return is_smoke_scale(study.plan["scale"]) or not counts or float(np.median(counts)) < FEW
-
-
-def is_smoke_scale(scale: str) -> bool:
-    return "smoke" in scale
-
-
-def verdict_lines(results: dict[str, Any]) -> list[str]:
-    """The verdict in plain text, one line per cell and process, with a caution first where one is due."""
-    lines = []
-    if results["smoke"]:
-        lines.append(caution(results["scale"]))
-    for pairs in grouped(results["comparisons"]):
-        first = pairs[0]
-        parts = [f"against {results['labels'][c['baseline']]}: {in_words(c)}" for c in pairs]
-        name = f"{first['cell']}, {results['labels'][first['process']]}"
-        lines.append(f"{name}{control(pairs)}: " + "; ".join(parts) + ".")
-    if results["missing"]:
-        lines.append(f"Missing: {len(results['missing'])} of the planned runs; see the list of runs.")
-    return lines
-
-
-def caution(scale: str) -> str:
-    """Why nothing may be concluded where `is_smoke`."""
-    if is_smoke_scale(scale):
-        return "Smoke scale: this proves the machinery, and nothing about the models."
-    return f"Too few evaluations, under {FEW} in a typical run, to say anything about the models."
-
-
-def grouped(comparisons: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Comparisons by cell and process, in their order."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for comparison in comparisons:
-        groups.setdefault((comparison["cell"], comparison["process"]), []).append(comparison)
-    return list(groups.values())
-
-
-def in_words(comparison: dict[str, Any]) -> str:
-    """X1 and X2 of one comparison in words."""
-    if comparison["missing"]:
-        return comparison["missing"]
-    same, so_far = Crossing.from_json(comparison["x1"]), Crossing.from_json(comparison["x2"])
-    spent = f" ({so_far.flops:.2g} FLOPs)" if so_far.flops is not None else ""
-    return f"X1 {same}, X2 {so_far}{spent}"
-
-
-def control(pairs: Sequence[dict[str, Any]]) -> str:
-    """For a control cell: whether the absence of crossings, which is what is expected there, was observed."""
-    if pairs[0]["role"] != "control":
-        return ""
-    known = [c for c in pairs if not c["missing"]]
-    if not known:
-        return " (control, nothing to compare)"
-    crossed = any(
-        Crossing.from_json(c[kind]).status in ("clear", "from the start") for c in known for kind in ("x1", "x2")
-    )
-    return " (control, UNEXPECTED crossing)" if crossed else " (control, no clear crossing, as expected)"
-
-
-def headline(results: dict[str, Any]) -> str:
-    """Who clearly beat the best that each baseline ever reached in the scarce cells, and how the controls did."""
-    sentences = []
-    for baseline in dict.fromkeys(c["baseline"] for c in results["comparisons"]):
-        scarce = [c for c in results["comparisons"] if c["baseline"] == baseline and c["role"] != "control"]
-        known = [c for c in scarce if not c["missing"]]
-        won = [c for c in known if Crossing.from_json(c["x2"]).status in ("clear", "from the start")]
-        names = ", ".join(f"{results['labels'][c['process']]} ({c['cell']})" for c in won)
-        missing = f" ({len(scarce) - len(known)} more missing)" if len(known) < len(scarce) else ""
-        sentences.append(
-            f"The best that {results['labels'][baseline]} ever reached was clearly beaten in {len(won)} of "
-            f"{len(known)} comparisons{missing}" + (f": {names}." if won else ".")
-        )
-    for pairs in grouped(results["comparisons"]):
-        if pairs[0]["role"] == "control":
-            said = control(pairs).strip(" ()").removeprefix("control, ")
-            sentences.append(f"{pairs[0]['cell']}, {results['labels'][pairs[0]['process']]}: {said}.")
-    return " ".join(sentences) or "Nothing to compare."
-
-
-LEDE = Markup(
-    "An <b>autoregressive</b> model (ARM) writes text from left to right and learns to predict the next "
-    "token. A <b>diffusion</b> model learns to restore text that has been destroyed, by masking tokens "
-    "(MD4, flow matching) or by replacing them at random (Shuffle), so every pass over the same text poses "
-    "it new questions. With plenty of text the autoregressive model learns faster. But where text is "
-    "<b>scarce</b> and has to be repeated for many epochs, it starts to memorise and its loss on unseen "
-    "text rises again, while the diffusion model may still be improving. At some point the curves may "
-    "<b>cross</b>. This report asks whether, and when, they do. What is compared is the loss on held-out "
-    "text: for autoregressive models an exact value, for diffusion models an <b>upper bound</b> on it. So a "
-    "diffusion model below an autoregressive one is a conservative finding, and one above it proves "
-    "nothing."
-)
-
-DEFINITIONS = Markup(
-    "<b>X1, at the same epoch:</b> from here on the baseline's loss is above the process's at the same "
-    "epoch (two consecutive evaluations, each by more than two standard errors). It needs only that the "
-    "baseline over-fits. <b>X2, best so far:</b> the process's best checkpoint so far beats the best that "
-    "the baseline <i>ever</i> reached, as if the baseline had been stopped at the right moment. Checkpoints "
-    "are chosen on the tune split, losses reported on the report split. <b>Clear</b> means more than two "
-    "paired standard errors; <b>within noise</b> that the point estimate has crossed, but not by that much; "
-    "<b>not confirmed</b> that the observation ended too soon after X1, usually because the baseline was "
-    "stopped. Intervals are 95 % bootstrap intervals over held-out windows{seeds}. <b>X2 matched</b> is the "
-    "weaker comparison with what the baseline had reached by the same compute."
-)
+def hypotheses_table(results: dict[str, Any]) -> Table:
+    """The ten answers, each with its evidence and the rule that gave it."""
+    rows = [
+        [
+            h["id"],
+            Markup("<b>{}</b><br>{}").format(h["claim"], chip(h["answer"], TONES[h["answer"]])),
+            Markup('{}<br><span class="small">Rule: {}</span>').format(h["evidence"], h["rule"]),
+        ]
+        for h in results["hypotheses"]
+    ]
+    return Table(["<", "<claim", "<evidence"], rows, wrap=True)
 
 
 def build(study: Study, results: dict[str, Any]) -> str:
     """The page."""
+    summary = Summary(study, results)
     several = any(b["seeds"] > 1 for b in results["best"])
     verdict: list[Any] = [
         Prose(Markup("<b>{}</b>").format(headline(results))),
@@ -212,13 +150,31 @@ def build(study: Study, results: dict[str, Any]) -> str:
         for note in c[kind]["notes"]
     )
     if results["comparisons"]:
-        verdict.append(crossings_table(results))
+        verdict += crossings_tables(results)
         verdict.append(Listing("The same in words", "\n".join(results["verdict"]), folded=True))
     if notes:
         verdict.append(Listing("Reservations", "\n".join(notes), folded=True))
     sections = [Section("Verdict", verdict)]
-    if study.compared:
-        sections += evidence(study, results)
+    sections.append(
+        Section(
+            "Hypotheses",
+            [
+                Prose(
+                    "Registered before any run. Undecided: the data cannot tell, or are not there yet. H1, H2, "
+                    "H4, H5 and H9 compare trainings, so they also need two seeds of each arm."
+                ),
+                hypotheses_table(results),
+            ],
+        )
+    )
+    absent: list[Absent] = []
+    for title, made in evidence(summary).items():
+        absent += [block for block in made if isinstance(block, Absent)]
+        if shown := [block for block in made if not isinstance(block, Absent)]:
+            sections.append(Section(title, shown))
+    trials = tuning(study)
+    absent += [trials] if isinstance(trials, Absent) else []
+    sections += [Section("Tuning", [trials])] if not isinstance(trials, Absent) else []
     sections.append(Section("Runs", [runs_table(study), *missing(study)]))
     if study.compared:
         sections += [
@@ -226,22 +182,60 @@ def build(study: Study, results: dict[str, Any]) -> str:
             Section("Data", [audit_table(study)]),
             Section("Protocol", [arms_table(study), *protocol_tables(study)]),
         ]
+    if absent:
+        rows = [[a.number, a.title, a.why] for a in absent]
+        table = Table(["<", "<what", "<why"], rows, "Figures and tables that this study's data do not allow.")
+        sections.append(Section("Not available", [table]))
     sections.append(Section("Provenance", provenance(study)))
     warning = results["verdict"][0] if results["smoke"] else ""
     subtitle = f"Scale {results['scale']}, {len(study.compared)} of {len(study.runs)} planned runs compared"
     return page("Who learns more from scarce text?", subtitle, LEDE, sections, warning)
 
 
-def evidence(study: Study, results: dict[str, Any]) -> list[Section]:
-    """The figures, and the likelihoods behind the last one."""
-    sections = [
-        Section("Loss against epochs", [curves_figure(study, results)]),
-        Section("Best so far against compute", [compute_figure(study, results)]),
-    ]
-    if any(not c["missing"] for c in results["comparisons"]):
-        sections.append(Section("Crossings", [crossings_figure(study, results)]))
-    figures = [best_figure(study, results), likelihood_table(results), *extra_table(study)]
-    return [*sections, Section("Likelihoods", figures)]
+def evidence(summary: Summary) -> dict[str, list[Any]]:
+    """The blocks of every section of EVIDENCE; those of a large study are made side by side, in forks."""
+    makers = [make for blocks in EVIDENCE.values() for make in blocks]
+    if len(summary.study.compared) < MANY or "fork" not in multiprocessing.get_all_start_methods():
+        made = [make(summary) for make in makers]
+    else:
+        _ = summary.curves, summary.branches, summary.best, summary.measures  # once, before the forks share them
+        with multiprocessing.get_context("fork").Pool(
+            min(8, os.cpu_count() or 1), SHARED.append, [summary]
+        ) as pool:
+            made = pool.map(make_block, range(len(makers)), chunksize=1)
+    blocks = iter(made)
+    return {title: [b for _ in makes for b in listed(next(blocks))] for title, makes in EVIDENCE.items()}
+
+
+SHARED: list[Summary] = []  # in a fork: the study it draws
+
+
+def make_block(index: int) -> Any:
+    return [make for blocks in EVIDENCE.values() for make in blocks][index](SHARED[-1])
+
+
+def listed(made: Any) -> list[Any]:
+    return made if isinstance(made, list) else [made]
+
+
+def likelihood_tables(summary: Summary) -> list[Any]:
+    if not summary.study.compared:
+        return []
+    return [likelihood_table(summary.results), *extra_table(summary.study)]
+
+
+EVIDENCE: dict[str, tuple[Callable[[Summary], Any], ...]] = {
+    "Loss against epochs": (losses_figure, best_table),
+    "Best so far against compute": (compute_figure,),
+    "Crossings": (overview_figure, crossings_figure),
+    "How scarce the text is": (budgets_figure, repetition_figure, lead_figure, contour_figure),
+    "Laws": (laws_figure, laws_tables),
+    "Likelihoods": (likelihoods_figure, likelihood_tables),
+    "Mechanism": (mechanism_figure,),
+    "Probes": (probes_figure, probes_table, lambda summary: probe_crossings_table(summary.results, PROBES)),
+    "Memorisation": (memorisation_figure, memorisation_table, order_variance_figure, norms_figure),
+    "Cost of evaluation": (cost_table,),
+}
 
 
 def main(study_dir: Path) -> Path:
