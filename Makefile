@@ -41,7 +41,8 @@ experiment: $(READY) ## a study or a laboratory: make experiment NAME=informatio
 report: $(READY) ## rebuild a study's report from the files that are there
 	@$(PY) -m dlm.experiment name=$(NAME) scale=$(SCALE) stage=report $(ARGS)
 
-sync: $(READY) ## upload a study's offline W&B runs: make sync SCALE=gpu; ARGS=dry_run=true lists them only
+sync: $(READY) ## upload a study's report and its offline W&B runs: make sync SCALE=gpu; ARGS=dry_run=true lists them only
+	@$(if $(findstring dry_run,$(ARGS)),:,test ! -f outputs/$(NAME)/$(SCALE)/results.json || $(PY) -m dlm.tracking study=outputs/$(NAME)/$(SCALE))
 	@$(PY) -m dlm.tracking study=outputs/$(NAME)/$(SCALE) do=sync $(ARGS)
 
 curves: $(READY) ## a study's curves in this terminal, while it runs or afterwards

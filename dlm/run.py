@@ -4,6 +4,7 @@
     metrics.jsonl    append-only; one object per training or evaluation row; the last of a repeated step counts
     windows.jsonl    append-only; every held-out window's score, for paired comparisons
     branches.jsonl   append-only; one object per cooled-down branch that is done
+    begun.json       the code version that trains it: no other continues it
     last.ckpt        where an interrupted run continues; best.ckpt, the lowest tune loss
     forks/           where branches leave the trunk, until the run is finished
     snapshots/       averaged weights: epoch-<e>.ckpt of the trunk, cooled-<e>.ckpt of a branch
@@ -37,6 +38,7 @@ class RunDirectory:
         self.config, self.record = path / "config.yaml", path / "record.json"
         self.metrics, self.windows = path / "metrics.jsonl", path / "windows.jsonl"
         self.last, self.best = path / "last.ckpt", path / "best.ckpt"
+        self.begun = path / "begun.json"
         self.branches, self.forks, self.snapshots = path / "branches.jsonl", path / "forks", path / "snapshots"
 
     def create(self) -> None:

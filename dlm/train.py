@@ -25,7 +25,7 @@ from dlm import callbacks, config, device, evaluate
 from dlm.build import build_data, build_model, observe
 from dlm.data.module import DataModule
 from dlm.errors import UserError
-from dlm.files import write_atomically, write_json
+from dlm.files import read_json, write_atomically, write_json
 from dlm.fit import branches, fit_branches, fit_trunk, plan_steps
 from dlm.lm import LanguageModel
 from dlm.run import RunDirectory, load_checkpoint
@@ -123,6 +123,7 @@ def train(cfg: DictConfig) -> Path:
     with run.locked():
         if run.finished:  # by another process, while this one waited for its turn
             return run.path
+        check_code(run)
         write_atomically(run.config, yaml.safe_dump(plain, sort_keys=False).encode())
         print(f"{'resuming' if run.last.is_file() else 'training'} {run.path} ({steps} steps)", flush=True)
         trainer = fit_trunk(cfg, run, data, model, steps, main=True)
@@ -146,6 +147,14 @@ def train(cfg: DictConfig) -> Path:
         flush=True,
     )
     return run.path
+
+
+def check_code(run: RunDirectory) -> None:
+    """Note which code trains a run. Raises UserError for one that other code began: its numbers would mix both."""
+    here = code_version()
+    if run.last.is_file() and run.begun.is_file() and (begun := read_json(run.begun).get("code")) != here:
+        raise UserError(f"{run.path} was begun by code {begun}, this is {here}: delete it to train it anew")
+    write_json(run.begun, {"code": here})
 
 
 def is_main_process() -> bool:

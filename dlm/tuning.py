@@ -81,16 +81,31 @@ def find(shipped: Path, directory: Path) -> Search | None:
 
 def check(file: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Raises UserError, naming file and key, unless every trial says what it tried and what came out."""
-    for number, trial in enumerate(found.get("trials", []) or [{}]):
+    trials = found.get("trials")
+    if not isinstance(trials, list) or not trials or not all(isinstance(trial, dict) for trial in trials):
+        raise UserError(f"{file}: has no list of trials")
+    for number, trial in enumerate(trials):
         for key in ("search", "overrides", "tune_nll", "seed", *SPACE):
             if key not in trial:
                 raise UserError(f"{file}: trial {number} has no {key!r}")
+        for key in ("tune_nll", *SPACE):
+            if not isinstance(trial[key], int | float):
+                raise UserError(f"{file}: trial {number}: {key} must be a number, not {trial[key]!r}")
     return found
+
+
+def read_plan(directory: Path) -> dict[str, Any]:
+    """The plan of a search. Raises UserError, naming the file, where it is missing or no plan."""
+    plan = read_json(directory / "plan.json")
+    for key in ("command", "started", "cells", "arms", "runs"):
+        if key not in plan:
+            raise UserError(f"{directory / 'plan.json'}: has no {key!r}")
+    return plan
 
 
 def finished_trials(directory: Path) -> tuple[list[dict[str, Any]], int]:
     """(the finished trials of a search, best first; how many planned ones are not finished)."""
-    plan = read_json(directory / "plan.json")
+    plan = read_plan(directory)
     arms = {arm["arm"]: arm for arm in plan["arms"]}
     trials = []
     for run in plan["runs"]:
@@ -129,7 +144,7 @@ def main() -> None:
     if len(sys.argv) != 3 or "=" in sys.argv[1]:
         raise UserError("usage: python -m dlm.tuning SEARCH_DIRECTORY FILE.json")
     directory, file = map(Path, sys.argv[1:])
-    plan = read_json(directory / "plan.json")
+    plan = read_plan(directory)
     trials, missing = finished_trials(directory)
     if missing:
         raise UserError(

@@ -113,6 +113,8 @@ def test_crossings_become_cells():
     never = crossing(status="not reached", epoch=None, flops=None, low=None, high=None)
     assert crossing_cell(1e6, never, "epoch") == Cell(1e6, 256.0, "right")
     assert crossing_cell(1e6, never, "flops").value == 2.5e10
+    nearly = crossing(status="not reached", epoch=None, flops=None, low=128.0, high=None)
+    assert crossing_cell(1e6, nearly, "epoch") == Cell(1e6, 256.0, "right", 2 * math.log(2) / 3.92)
     assert crossing_cell(1e6, crossing(status="from the start", epoch=1.0), "epoch").to_json() == {
         "unique_tokens": 1e6, "value": 1.0, "censored": True, "side": "left", "log_se": 0.0
     }  # fmt: skip

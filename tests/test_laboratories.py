@@ -13,8 +13,8 @@ from conftest import ROOT
 from dlm import config, experiment, laboratory
 from dlm.errors import UserError
 from dlm.laboratory import Laboratory
-from dlm.study.command import Command, load
 from dlm.report.measurements import Measurements
+from dlm.study.command import Command, load
 
 LABORATORIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/measure.py"))
 

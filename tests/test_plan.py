@@ -162,10 +162,21 @@ def test_costs_are_those_of_the_real_model(plans):
         assert job.cost.params == sum(p.numel() for p in model.parameters())
         tokens = 2048 * 16 + 0.15 * 2048 * (4 + 16)
         assert job.cost.tokens + job.cost.branch_tokens == pytest.approx(tokens)
-        per_token = model.backbone.flops_per_token(cfg.seq_len) * model.network_passes
+        per_token = model.flops_per_token(cfg.seq_len)
         assert job.cost.flops == pytest.approx(tokens * per_token)
     by_arm = {job.arm: job.cost for job in plan.jobs}
     assert by_arm["arm"].flops < by_arm["arm"].flops_full and by_arm["md4"].flops == by_arm["md4"].flops_full
+
+
+def test_half_of_a_dual_models_sequences_are_priced_as_causal(plans):
+    """As the run itself will count them: 6 per weight, 12 L dim per layer of attention, less a quarter of that."""
+    plan = plans["smoke"]
+    overrides = [o for o in plan.jobs[0].overrides if not o.startswith("method=")]
+    cost = plan.price(cfg := plan.compose([*overrides, "method=dual"]), 2048, 16)
+    model = build_model(OmegaConf.merge(cfg, {"vocab_size": 97}), "", 1)
+    assert cost.flops_per_token == pytest.approx(model.flops_per_token(cfg.seq_len))
+    attention = 12 * cfg.seq_len * cfg.backbone.dim * cfg.backbone.depth
+    assert cost.flops_full - cost.flops == pytest.approx(cost.trained_tokens * attention / 4)
 
 
 def test_seconds_follow_from_rates(plans):
@@ -243,6 +254,10 @@ def changed(path, value):
         (["seeds"], "0", "seeds must be of type list"),
         (["seeds"], [0.5], "seeds are whole numbers"),
         (["workers"], True, "workers must be of type int"),
+        (["workers"], 0, "workers must be positive, not 0"),
+        (["seeds"], [0, 0], "two times the same seed: 0"),
+        (["evaluate"], {"itmes": 48}, "evaluate: unknown key 'itmes'"),
+        (["evaluate"], {"items": "many"}, "evaluate: items must be of type int"),
         (["calibrate"], False, "needs seconds_per_run"),
         (["assume"], {"flops": 1}, "assume: unknown key 'flops'"),
         (["arms", 1, "arm"], "arm", "two times the same arm: arm"),
@@ -263,9 +278,11 @@ def changed(path, value):
         (["cells", 1, "overrides"], ["method=md4"], "arm 'arm': method=arm, but cell 'b' says md4"),
         (["cells", 1, "overrides"], ["data.unique_tokens=99"], "unique_tokens: 512, but data.unique_tokens=99"),
         (["cells", 1, "unique_tokens"], -1, "must be positive"),
+        (["cells", 1, "role"], "test", "role is one of scarce, control, not 'test'"),
         (["cells", 0, "epochs"], {"arm": 3}, "epochs has no 'default'"),
         (["cells", 0, "epochs", "arn"], 3, "epochs for 'arn', which is no arm"),
         (["cells", 0, "epochs", "arm"], 0, "epochs of 'arm' must be a positive number"),
+        (["cells", 0, "epochs", "arm"], math.inf, "epochs of 'arm' must be a positive number"),
         (["cells", 0, "branches", "md5"], [3], "branches for 'md5', which is no arm"),
         (["cells", 0, "branches", "arm"], [3, 5], "a branch of 'arm' ends at epoch 5, its trunk at 4"),
         (["cells", 0, "branches", "default"], [9], "a branch of 'default' ends at epoch 9, its trunk at 8"),

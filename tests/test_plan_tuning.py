@@ -99,6 +99,19 @@ def test_shipped_trials_come_first_and_bad_ones_are_named(tmp_path):
     write_json(shipped, {"trials": [{k: v for k, v in PAIR[0].items() if k != "lr"}]})
     with pytest.raises(UserError, match=r"tuning.json: trial 0 has no 'lr'"):
         tuning.find(shipped, directory)
+    write_json(shipped, {"trials": [PAIR[0], PAIR[1] | {"tune_nll": None}]})
+    with pytest.raises(UserError, match="trial 1: tune_nll must be a number, not None"):
+        tuning.find(shipped, directory)
+    for nothing in ({}, {"trials": []}, {"trials": 3}, {"trials": ["x"]}):
+        write_json(shipped, nothing)
+        with pytest.raises(UserError, match=r"tuning.json: has no list of trials"):
+            tuning.find(shipped, directory)
+
+
+def test_a_search_without_a_plan_is_one_line(tmp_path, refused):
+    assert "plan.json does not exist" in refused(tuning.main, tmp_path, tmp_path / "t.json")
+    write_json(tmp_path / "plan.json", {"runs": []})
+    assert "plan.json: has no 'command'" in refused(tuning.main, tmp_path, tmp_path / "t.json")
 
 
 @pytest.fixture

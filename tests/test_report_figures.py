@@ -9,13 +9,17 @@ import pandas as pd
 import pytest
 from planted_study import KNOTS, level, load, planted
 
+from dlm.errors import UserError
 from dlm.report.figures_budgets import budgets_figure, lead_figure, repetition_figure
+from dlm.report.figures_crossings import crossings_figure
 from dlm.report.figures_laws import contour_figure, laws_figure
+from dlm.report.figures_loss import compute_figure
 from dlm.report.figures_measures import memorisation_figure, norms_figure, order_variance_figure, probes_figure
 from dlm.report.figures_mechanism import mechanism_figure, orders_of
 from dlm.report.panels import Absent
 from dlm.report.study import load_study
 from dlm.report.summary import Summary, clustered_se, mean_and_se
+from dlm.report.tables_crossings import fronts_table
 from dlm.report.tables_measures import best_table, cost_table, laws_tables, memorisation_table, probes_table
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "super-data-learners"
@@ -151,6 +155,23 @@ def test_the_lead_figure_draws_the_paired_differences(summary):
     assert row.lead == pytest.approx(d["value"], rel=1e-4) and row.se == pytest.approx(d["se"], rel=1e-4)
 
 
+def test_fronts_over_sizes_stand_in_figures_table_and_verdict(summary):
+    """Three sizes at 8,192 tokens, one at 16,384: a front of each pair at the first budget alone."""
+    fronts = {(f["unique_tokens"], f["process"], f["baseline"]): f for f in summary.results["fronts"]}
+    assert list(fronts) == [(8192, "md4", "arm"), (8192, "md4", "arm-reg")]
+    assert all(f["matched"]["sizes"] == ("small", "medium", "large") and f["cooled"] for f in fronts.values())
+    compute_figure(summary)
+    drawn = csv(summary, "f2-loss-compute").query("kind == 'front' and arm == 'md4'")
+    assert drawn["tune"].is_monotonic_decreasing and drawn["flops"].is_monotonic_increasing
+    crossings_figure(summary)
+    over = csv(summary, "f3-crossings-budget").query("kind == 'X2 over sizes' and baseline == 'arm'")
+    assert over["flops"].tolist() == pytest.approx([fronts[8192, "md4", "arm"]["matched"]["flops"]], rel=1e-5)
+    (table,) = fronts_table(summary.results)
+    assert [row[0] for row in table.rows] == ["8,192", "8,192"]
+    said = [line for line in summary.results["verdict"] if "the best of 3 sizes" in line]
+    assert len(said) == 2 and "MD4 against ARM: X2 " in said[0] and "against its best ever: " in said[0]
+
+
 def test_repetition_is_measured_at_equal_tokens(summary):
     repetition_figure(summary)
     found = csv(summary, "f6-repetition")
@@ -222,6 +243,26 @@ def test_what_a_study_lacks_is_listed_once_with_the_reason(tmp_path):
     assert drawn == {"f1", "f2", "f3", "f4", "f6", "f8"}
 
 
+def test_corrupt_fits_and_trials_are_named(tmp_path):
+    report = load(FOLDER / "report.py")
+    directory = planted(tmp_path, windows=8, seeds=(0,), arms=["arm", "md4"], branches=(), cells=[
+        {"cell": "8k", "role": "scarce", "unique_tokens": 8192}])  # fmt: skip
+    for name, content, said in (
+        ("fits.json", "{", "fits.json:1: not JSON"),
+        ("fits.json", "{}", "fits.json: has no list 'laws'"),
+        ("tuning.json", "[]", "tuning.json: expected a JSON object"),
+        ("tuning.json", '{"trials": 3}', "tuning.json: has no list of trials"),
+        ("runs/8k-md4-s0/measures.jsonl", "{\n{}\n", "measures.jsonl:1: corrupt line"),
+    ):
+        (directory / name).write_text(content)
+        with pytest.raises(UserError, match=said):
+            report.main(directory)
+        (directory / name).unlink()
+    row = {"checkpoint": "epoch-8", "measure": "top1", "epoch": 8.0}  # without a value: as if not measured
+    (directory / "runs" / "8k-md4-s0" / "measures.jsonl").write_text(json.dumps(row) + "\n")
+    assert load_study(directory).probes("8k", "md4", "top1") == []
+
+
 def test_tuning_trials_are_all_shown(tmp_path):
     report = load(FOLDER / "report.py")
     trials = [
@@ -242,3 +283,26 @@ def test_tuning_trials_are_all_shown(tmp_path):
     assert [row[1] for row in table.rows] == ["0.1", "1", "3"]
     assert ["chosen" in str(row[-1]) for row in table.rows] == [False, True, False]
     assert "missing" in str(table.rows[2][4])
+
+
+def test_the_plan_says_where_the_trials_are(tmp_path):
+    """A file by its whole path; a search's own runs beside the study, the unfinished ones as missing."""
+    report = load(FOLDER / "report.py")
+    directory = planted(tmp_path, windows=8, seeds=(0,), arms=["arm", "md4"], branches=())
+    plan = json.loads((directory / "plan.json").read_text())
+    shipped = tmp_path / "elsewhere" / "tuning-x.json"
+    shipped.parent.mkdir()
+    shipped.write_text(json.dumps({"trials": [{"search": "md4", "weight_decay": 1.0, "tune_nll": 2.0}]}))
+    (directory / "plan.json").write_text(json.dumps(plan | {"tuning": str(shipped)}))
+    table = report.tuning(load_study(directory))
+    assert [row[:2] for row in table.rows] == [["md4", "1"]] and "tuning-x.json" in table.caption
+    shipped.unlink()
+    assert isinstance(report.tuning(load_study(directory)), Absent)
+    (directory / "plan.json").write_text(json.dumps(plan | {"tuning": str(tmp_path / "tuning-own")}))
+    own = planted(tmp_path / "own", windows=8, seeds=(0,), arms=["arm", "md4"], branches=(), cells=[
+        {"cell": "8k", "role": "scarce", "unique_tokens": 8192}])  # fmt: skip
+    (own / "runs" / "8k-md4-s0" / "record.json").unlink()
+    own.rename(tmp_path / "tuning-own")
+    table = report.tuning(load_study(directory))
+    assert [row[0] for row in table.rows] == ["arm", "md4"]
+    assert "chosen" in str(table.rows[0][-1]) and "missing" in str(table.rows[1][4])

@@ -1,7 +1,11 @@
 """The ten hypotheses on planted studies: for each a yes, a no and an undecided, known beforehand."""
 
+import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from planted_study import KNOTS, level, load, planted
 
@@ -62,6 +66,17 @@ def test_one_seed_decides_nothing_about_trainings(report, tmp_path):
     assert "(one seed)" in found["evidence"]
 
 
+@pytest.mark.parametrize(("name", "cells"), [("H1", two(0.5)), ("H2", sizes(-0.5))])
+def test_every_cell_that_tells_needs_two_seeds(report, tmp_path, name, cells):
+    study = planted(tmp_path, cells=cells, arms=["arm", "md4"], windows=24, branches=())
+    assert answers(report, study)[name]["answer"] == "yes"
+    plan = json.loads((study / "plan.json").read_text())
+    plan["runs"] = [r for r in plan["runs"] if r["cell"] == cells[0]["cell"] or r["seed"] == 0]
+    (study / "plan.json").write_text(json.dumps(plan))
+    found = answers(report, study)[name]
+    assert found["answer"] == "undecided" and "(one seed)" in found["evidence"]
+
+
 @pytest.mark.parametrize(("expected", "shift"), [("yes", -0.5), ("no", 0.5), ("undecided", 0.0)])
 def test_h2_asks_whether_x1_comes_earlier_in_larger_models(report, tmp_path, expected, shift):
     check(report, tmp_path, "H2", expected, cells=sizes(shift), arms=["arm", "md4"])
@@ -77,6 +92,43 @@ def test_h2_asks_whether_x1_comes_earlier_in_larger_models(report, tmp_path, exp
 )
 def test_h3_asks_whether_regularisation_takes_the_crossings_away(report, tmp_path, expected, reg):
     check(report, tmp_path, "H3", expected, knots={"arm-reg": reg})
+
+
+def test_h3_says_nothing_about_trainings_from_one_seed(report, tmp_path):
+    knots = {"arm-reg": {1: 3.4, 60: 2.1, 384: 2.1}}
+    assert "(one seed)" in check(report, tmp_path, "H3", "undecided", knots=knots, seeds=(0,))["evidence"]
+
+
+def evidence(crossing=None, **curve):
+    """`report_evidence` and a summary with one comparison and one curve, both by hand."""
+    fields = {"process": "md4", "baseline": "arm", "observed_to": 384.0, "epoch": None, "low": None,
+              "high": None, "share": 0.0, "clear_epoch": None, "difference": -0.01, "se": 0.02, "flops": None,
+              "tokens": None, "baseline_epoch": 20.0, "baseline_flops": 1.0, "windows": 9, "seeds": [2, 2],
+              "notes": []}  # fmt: skip
+    found = {"kind": "X1"} | fields | (crossing or {})
+    comparison = {"cell": "c", "process": "md4", "baseline": "arm", "missing": None, "x1": found}
+    frame = pd.DataFrame({"cell": "c", "arm": "arm", "epoch": [], "nll": [], "se": [], "tune": []} | curve)
+    frame = frame.assign(cell="c", arm="arm")
+    return load(FOLDER / "report_evidence.py"), SimpleNamespace(
+        results={"comparisons": [comparison]}, curves=frame
+    )
+
+
+@pytest.mark.parametrize(("low", "ruled_out"), [(None, True), (60.0, False)])
+def test_what_was_not_reached_may_still_lie_inside_the_interval(low, ruled_out):
+    """A difference that hovers below zero: not reached, but 2.5 % of its resamples cross by epoch 60."""
+    module, summary = evidence({"status": "not reached", "low": low, "share": 0.3 if low else 0.0})
+    x = module.crossing(summary, "c", "md4", "arm", "x1")
+    assert (x.low, x.high, x.censored, x.ruled_out) == (low or 384.0, math.inf, True, ruled_out)
+
+
+def test_an_arm_has_turned_since_the_epoch_chosen_on_tune():
+    """Report happens to be lowest where tune is not: only from there would the rise be clear."""
+    curve = {"epoch": [8, 40, 80, 160], "nll": [2.5, 2.40, 2.25, 2.44], "se": [0.05] * 4}
+    module, summary = evidence(**curve, tune=[2.5, 2.30, 2.35, 2.36])
+    assert not module.turned(summary, "c", "arm")
+    assert module.turned(evidence(**curve, tune=[2.5, 2.4, 2.3, 2.36])[1], "c", "arm")
+    assert module.chosen_epoch(summary, "c", "arm", [8, 80, 160]) == 80
 
 
 @pytest.mark.parametrize(("expected", "lift", "seeds"), [("yes", 0.0, 3), ("no", 0.2, 3), ("undecided", 0.2, 1)])
@@ -111,6 +163,15 @@ def test_h6_asks_what_a_temperature_removes(report, tmp_path, expected, left, fa
         return {"nll": (nll, se), "nll_calibrated": (nll - (1 - left) * rise, se), "top1": (accuracy, 0.01)}
 
     check(report, tmp_path, "H6", expected, measures=measures, arms=["arm", "md4"])
+
+
+def test_h6_measures_the_rise_from_the_checkpoint_chosen_on_tune(report, tmp_path):
+    def measures(cell, arm, epoch):
+        nll = 2.2 if epoch == 4 else 2.4  # a lucky report split; tune is lowest at epoch 16
+        return {"nll": (nll, 0.05), "nll_calibrated": (2.2, 0.02), "top1": (0.4, 0.01)}
+
+    found = check(report, tmp_path, "H6", "undecided", measures=measures, arms=["arm", "md4"])
+    assert "rises by only +0.000" in found["evidence"]
 
 
 @pytest.mark.parametrize(("expected", "gap"), [("yes", -0.05), ("no", 0.05), ("undecided", 0.002)])

@@ -365,3 +365,15 @@ def test_a_resumed_run_checks_what_it_resumes(tmp_path):
     torch.save(content, path / "last.ckpt")
     with pytest.raises(UserError, match="vocab_size=7"):
         toy_run(tmp_path, "method=md4")
+
+
+def test_a_run_is_not_continued_by_other_code(tmp_path, refused):
+    """One line, before anything of the run is touched."""
+    path = killed(tmp_path, "method=md4", on=(callbacks, "append_row", 12))
+    begun = json.loads((path / "begun.json").read_text())
+    (path / "begun.json").write_text('{"code": "0ld"}')
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    error = refused(train.main, *TOY, "method=md4", f"output_dir={tmp_path}")
+    assert "begun by code 0ld" in error and begun["code"] in error and "delete it to train it anew" in error
+    after = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert after["last.ckpt"] == before["last.ckpt"] and after["begun.json"] == before["begun.json"]

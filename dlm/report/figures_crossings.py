@@ -44,6 +44,19 @@ def crossing_rows(summary: Summary) -> Frame:
     return to_frame(rows)
 
 
+def front_rows(summary: Summary) -> Frame:
+    """X2 over sizes by the same compute, a row per budget, process and baseline; `low` and `high` are FLOPs."""
+    keys = ("status", "flops", "low", "high", "share")
+    return to_frame(
+        [
+            {k: f[k] for k in ("unique_tokens", "process", "baseline")}
+            | {"cell": "all sizes", "kind": "X2 over sizes", "observed_flops": f["matched"]["observed_to"]}
+            | {k: f["matched"][k] for k in keys}
+            for f in summary.results.get("fronts", [])
+        ]
+    )
+
+
 def crossings_figure(summary: Summary) -> Figure | Absent:
     """F3: epochs (and FLOPs) of the crossings against unique tokens, a column per baseline."""
     number, name, what = "F3", "f3-crossings-budget", "crossings against unique tokens"
@@ -53,6 +66,7 @@ def crossings_figure(summary: Summary) -> Figure | Absent:
     frame = frame[frame["kind"].isin(["X1", "X2"]) & frame["process"].isin(summary.arms())]
     if frame["unique_tokens"].nunique() < 2:
         return Absent(number, what, "needs comparisons at two budgets of text or more")
+    over = front_rows(summary)
     baselines = list(dict.fromkeys(frame["baseline"]))[:3]
     frame = frame[frame["baseline"].isin(baselines)]
     budgets = np.array(sorted(frame["unique_tokens"].unique()), float)
@@ -76,6 +90,9 @@ def crossings_figure(summary: Summary) -> Figure | Absent:
                 for (a, b), dash in zip(LINES.values(), DASHES, strict=True):
                     ax.plot(budgets, a * budgets**b, ls=dash, color="#999999", lw=1.2)
                 ax.set_xlabel("unique tokens")
+                for row in over.to_dict("records"):
+                    if row["baseline"] == baseline and row["process"] in processes:
+                        over_sizes(ax, row)
             if not j:
                 ax.set_ylabel(f"{kind}, " + ("epochs" if value == "epoch" else "training FLOPs of the process"))
     lines = [
@@ -83,15 +100,30 @@ def crossings_figure(summary: Summary) -> Figure | Absent:
         for (text, (_, b)), dash in zip(LINES.items(), DASHES, strict=True)
     ]
     arrow = Line2D([], [], ls="", marker="^", ms=5, mfc="white", mec="#999999", label="not reached up to here")
-    arm_key(figure, summary, processes, [*lines, arrow])
+    star = Line2D([], [], ls="", marker="*", ms=8, mfc="#999999", mec="white", label="X2 over sizes")
+    arm_key(figure, summary, processes, [*lines, arrow, *([star] if len(over) else [])])
     caption = (
         "Crossings against unique tokens, with 95 % bootstrap intervals over passages and seeds. Open arrows: "
         "not reached up to there (right-censored, kept in the fits); pale: seen but not confirmed. Grey: "
         "critical compute as published for web text at 25 to 100 million tokens, extrapolated to this study's "
         "budgets. Theirs is a front over model sizes; X2 here is at one size, usually an easier crossing, "
         "because the baseline may not choose its size."
+        + (" Stars: X2 over sizes, by the same compute, which is theirs." if len(over) else "")
     )
-    return publish(summary, number, name, figure, frame, caption)
+    return publish(summary, number, name, figure, joined([frame, over]), caption)
+
+
+def over_sizes(ax: Any, row: dict[str, Any]) -> None:
+    """A crossing of fronts: a star with its interval, or an open one where it was not reached."""
+    look, at = ink(row["process"]), row["unique_tokens"]
+    low, flops, high = (None if row[k] is None or np.isnan(row[k]) else row[k] for k in ("low", "flops", "high"))
+    if flops is None:
+        ax.plot(at, row["observed_flops"], "*", ms=9, mfc="white", mec=look.colour, alpha=0.8)
+        return
+    alpha = 0.4 if row["status"] == "within noise" else 1.0
+    if low is not None:
+        ax.plot([at, at], [low, high or row["observed_flops"]], color=look.colour, lw=2.2, alpha=alpha)
+    ax.plot(at, flops, "*", ms=9, mfc=look.colour, mec="white", mew=0.6, alpha=alpha, zorder=5)
 
 
 def vertical(ax: Any, row: dict[str, Any], value: str, x: float, process: str) -> None:

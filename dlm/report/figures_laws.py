@@ -88,7 +88,9 @@ def laws_figure(summary: Summary) -> Figure | Absent:
     axes[0, 0].set_ylabel(f"predicted loss, {summary.results['unit']}")
     arm_key(figure, summary, [a for a in summary.arms() if (frame.arm == a).any()])
     failed = [
-        f"{law['law']} ({summary.label(law['arm'])})" for law in summary.fits["laws"] if not law.get("predicted")
+        law["law"] + (f" ({summary.label(law['arm'])})" if law["arm"] else "")
+        for law in summary.fits["laws"]
+        if not law.get("predicted")
     ]
     errors = "; ".join(
         f"{law['law']}, {summary.label(law['arm'])}: {law['loo_rmse']:.3f}"

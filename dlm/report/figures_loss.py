@@ -103,6 +103,7 @@ def compute_figure(summary: Summary) -> Figure | Absent:
         unique_tokens=trunk["cell"].map(summary.unique),
         bits=trunk["best"] * factor,
         se=trunk["best_se"] * factor,
+        tune=trunk.groupby(["cell", "arm"])["tune"].cummin() * factor,
         kind="running best",
     )
     fronts = [front(rows, u, str(a)) for (u, a), rows in frame.groupby(["unique_tokens", "arm"], sort=False)]
@@ -127,10 +128,9 @@ def compute_figure(summary: Summary) -> Figure | Absent:
                     banded(ax, line.flops, line.bits, line.se, arm)
             line = own[own.kind == "front"].sort_values("flops")
             ax.plot(line.flops, line.bits, color=look.colour, ls=look.dash, lw=2.0, drawstyle="steps-post")
-            low = own.loc[own.bits.idxmin()]
-            end = line.flops.max() if several else own.flops.max()
-            ax.hlines(low.bits, end, part["flops"].max(), look.colour, ":", lw=1, zorder=1)
-            tags.append(Tag(low.bits, f"{summary.label(arm)}  {low.bits:.3f}", look.colour))
+            last = (line if several else own.sort_values("flops")).iloc[-1]
+            ax.hlines(last.bits, last.flops, part["flops"].max(), look.colour, ":", lw=1, zorder=1)
+            tags.append(Tag(last.bits, f"{summary.label(arm)}  {last.bits:.3f}", look.colour))
         cells = {c["cell"] for c in summary.cells if c["unique_tokens"] == budget}
         found = [c for c in summary.results["comparisons"] if c["cell"] in cells and not c["missing"]]
         best = summary.best.set_index(["cell", "arm", "kind"])
@@ -140,9 +140,18 @@ def compute_figure(summary: Summary) -> Figure | Absent:
                 level = best.loc[(c["cell"], c["baseline"], "trunk")].nll * factor
                 mark = {"ms": 6, "mfc": ink(c["baseline"]).colour, "mec": "white", "mew": 0.8, "zorder": 5}
                 ax.plot(so_far.flops, level, "D", **mark)
+        for f in (f for f in summary.results.get("fronts", []) if f["unique_tokens"] == budget):
+            if f["matched"]["flops"] is not None:
+                colour = ink(f["baseline"]).colour
+                ax.axvline(f["matched"]["flops"], ymax=0.06, color=colour, lw=2, zorder=5)
         label_right(ax, tags)
     key(figure, [Line2D([], [], **SO_FAR), Line2D([], [], ls=":", lw=1, color=GREY, label="no further training")])
-    sizes = " Thick: the front over model sizes, thin: each size." if (frame.kind == "front").any() else ""
+    sizes = (
+        " Thick: the front over model sizes, chosen on tune; thin: each size; ticks below: X2 over sizes, in the "
+        "baseline's colour."
+        if (frame.kind == "front").any()
+        else ""
+    )
     caption = (
         f"Loss of the best checkpoint so far (chosen on tune, reported on report; {unit}) against training "
         f"compute. Bands: ± one standard error over passages and seeds.{sizes} Dotted: no further training. "
@@ -161,11 +170,11 @@ def compute_axis(ax: Any, left: float, right: float) -> None:
 
 
 def front(rows: Frame, unique: Any, arm: str) -> Frame:
-    """The running best over all of an arm's sizes at one budget of text; empty where it has one size."""
+    """The best so far over an arm's sizes at one budget of text, chosen on tune; empty where it has one size."""
     if rows["cell"].nunique() < 2:
         return rows.iloc[:0]
     ordered = rows.sort_values("flops", kind="stable")
-    lowest = ordered["bits"].cummin()
+    lowest = ordered["tune"].cummin()
     return ordered[lowest.diff().fillna(-1) < 0].assign(
         cell="all sizes", kind="front", unique_tokens=unique, arm=arm
     )

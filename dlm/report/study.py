@@ -117,7 +117,7 @@ class Run:
             and row["checkpoint"].startswith("epoch-")
             and not row.get("cooled")
             and row.get("epoch", 0) > 0
-            and math.isfinite(row["value"] if row["value"] is not None else math.nan)
+            and math.isfinite(math.nan if row.get("value") is None else row["value"])
         ]
         if not rows or self.curve is None:
             return None

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.report.curve import Array, Curve, common_epochs, interpolation
 from dlm.report.study import Run, Study
@@ -245,7 +246,13 @@ class Summary:
     def fits(self) -> dict[str, Any] | None:
         """fits.json; None where the laws have not been fitted. Raises UserError if it is corrupt."""
         path = self.study.directory / "fits.json"
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_json(path)
+        for key in ("laws", "crossing_laws", "data_multiplier"):
+            if not isinstance(found.get(key), list):
+                raise UserError(f"{path}: has no list {key!r}: run stage=fit again")
+        return found
 
 
 def cooled_choice(run: Run) -> dict[str, Any]:

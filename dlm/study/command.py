@@ -64,7 +64,7 @@ def study_file(command: Command) -> Path:
         raise UserError(f"launcher is one of {', '.join(LAUNCHERS)}, not {command.launcher!r}")
     for name in ("workers", "minutes", "limit"):
         value = getattr(command, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise UserError(f"{name} must be positive, not {value:g}")
     return file
 

@@ -19,7 +19,7 @@ from dlm.study.command import Command, names, study_file, whole_numbers
 from dlm.study.compose import Composer
 from dlm.study.cost import Cost, Pricing
 from dlm.study.launch import gpus
-from dlm.study.scale import branches_of, budget, epochs_of, keyed, read_scale, same, seeds_of
+from dlm.study.scale import ROLES, branches_of, budget, epochs_of, keyed, read_scale, same, seeds_of
 from dlm.tuning import Search
 
 
@@ -254,7 +254,8 @@ class Plan:
 
         def cell(cell: dict[str, Any]) -> dict[str, Any]:
             jobs = [job for job in self.jobs if job.cell == cell["cell"]]
-            return {k: v for k, v in cell.items() if k != "overrides"} | {"predicted": self.totals(jobs)}
+            found = {"role": ROLES[0]} | {k: v for k, v in cell.items() if k != "overrides"}
+            return found | {"predicted": self.totals(jobs)}
 
         again = self.before if self.started == self.before.get("started") else {}
         write_json(

@@ -29,12 +29,15 @@ slurm: {partition: gpu, cpus_per_task: 8, timeout_min: 1440}
 calibrate: false               with seconds_per_run: 10 instead of measuring
 """
 
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dlm.errors import UserError
+from dlm.measure.subject import Settings
 
 Number = (int, float)
 TOP: dict[str, Any] = {
@@ -51,7 +54,11 @@ CELL: dict[str, Any] = {
     "branches": dict,
 }  # fmt: skip
 ASSUME = {"flops_per_second": Number, "vocab_size": int}
+EVALUATE: dict[str, Any] = {
+    "seeds": list, "seconds": Number, "measures": (str, list), "checkpoints": (str, list),
+} | {f.name: str if f.type is str else int for f in fields(Settings)}  # fmt: skip
 GROUPS = ("baseline", "regularised", "mechanism", "process", "dual")
+ROLES = ("scarce", "control")
 RESERVED = {"study", "scale", "cell", "arm", "seed", "epochs", "output_dir"}
 
 
@@ -71,8 +78,13 @@ def read_scale(file: Path, methods: set[str]) -> dict[str, Any]:
         raise UserError(f"{file}: not YAML ({' '.join(str(error).split())})") from None
     check_keys(f"{file}", settings, TOP, ("seeds", "base", "arms", "cells"))
     check_keys(f"{file}: assume", settings.get("assume", {}), ASSUME, ())
+    check_keys(f"{file}: evaluate", settings.get("evaluate", {}), EVALUATE, ())
+    for key in ("minutes", "workers", "seconds_per_run"):
+        if not settings.get(key, 1) > 0:
+            raise UserError(f"{file}: {key} must be positive, not {settings[key]}")
     if not settings["seeds"] or not all(type(s) is int and s >= 0 for s in settings["seeds"]):
         raise UserError(f"{file}: seeds are whole numbers, not {settings['seeds']}")
+    once(file, "seed", settings["seeds"])
     if settings.get("calibrate") is False and "seconds_per_run" not in settings:
         raise UserError(f"{file}: calibrate: false needs seconds_per_run")
     arms = [*settings["arms"], *settings.get("optional_arms", [])]
@@ -116,7 +128,7 @@ def arm_name(arm: Any) -> str:
     return repr(arm.get("arm", "?") if isinstance(arm, dict) else arm)
 
 
-def once(file: Path, what: str, found: list[str]) -> None:
+def once(file: Path, what: str, found: list[Any]) -> None:
     for name in found:
         if found.count(name) > 1:
             raise UserError(f"{file}: two times the same {what}: {name}")
@@ -174,6 +186,8 @@ def check_cell(
     budget = {**base, **keyed(where, cell.get("overrides", []))}.get("data.unique_tokens")
     if budget is not None and not same(budget, str(cell["unique_tokens"])):
         raise UserError(f"{where}: unique_tokens: {cell['unique_tokens']}, but data.unique_tokens={budget}")
+    if cell.get("role", ROLES[0]) not in ROLES:
+        raise UserError(f"{where}: role is one of {', '.join(ROLES)}, not {cell['role']!r}")
     if cell["unique_tokens"] < 1:
         raise UserError(f"{where}: unique_tokens must be positive, not {cell['unique_tokens']}")
     if "default" not in cell["epochs"]:
@@ -184,7 +198,7 @@ def check_cell(
             if name not in known:
                 raise UserError(f"{where}: {key} for {name!r}, which is no arm")
     for name, epochs in cell["epochs"].items():
-        if not isinstance(epochs, Number) or isinstance(epochs, bool) or epochs <= 0:
+        if not isinstance(epochs, Number) or isinstance(epochs, bool) or not 0 < epochs < math.inf:
             raise UserError(f"{where}: epochs of {name!r} must be a positive number, not {epochs!r}")
     for name, ends in cell.get("branches", {}).items():
         if not isinstance(ends, list) or not all(isinstance(e, Number) and e > 0 for e in ends):

@@ -181,18 +181,26 @@ def evaluate(command: Command, file: Path, deadline: Deadline) -> list[Task]:
     seeds, seconds = wanted.pop("seeds", None), wanted.pop("seconds", 1.0)
     arguments = [f"{key}={spelled(value)}" for key, value in wanted.items()]
     tasks = []
-    for run in read_json(command.directory / "plan.json")["runs"]:
+    plan = read_json(command.directory / "plan.json")
+    if "runs" not in plan:
+        raise UserError(f"{command.directory / 'plan.json'}: has no 'runs'")
+    for run in plan["runs"]:
         directory = RunDirectory(command.directory / "runs" / run["run"])
         if directory.finished and (seeds is None or run["seed"] in seeds) and not measured(directory, arguments):
             line = [sys.executable, "-m", "dlm.measure", f"run={directory.path}", *arguments]
             log = command.directory / "logs" / f"{run['run']}.measure.log"
             done, progress = partial(note, directory, arguments), partial(share, directory, arguments)
-            tasks.append(Task(run["run"], line, log, done, seconds, progress, on_gpu=bool(gpus())))
+            tasks.append(Task(run["run"], line, log, done, seconds, progress, on_gpu=on_gpu(command, directory)))
     if not tasks:
         return []
     print(f"measures of {len(tasks)} runs: {' '.join(arguments)}", flush=True)
     workers = command.workers or settings.get("workers", 1)
     return run_tasks(tasks, launcher(command, settings, workers, file), deadline)
+
+
+def on_gpu(command: Command, run: RunDirectory) -> bool:
+    """Whether measures need a GPU: here, if there is one; as a job, if the run was trained on one."""
+    return bool(gpus()) if command.launcher == "local" else run.read_config()["trainer"]["accelerator"] != "cpu"
 
 
 def spelled(value: Any) -> str:

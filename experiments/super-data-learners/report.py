@@ -38,21 +38,21 @@ from dlm.report.figures_measures import (
 from dlm.report.figures_mechanism import mechanism_figure
 from dlm.report.page import Listing, Prose, Section, Table, chip, page
 from dlm.report.panels import Absent
+from dlm.report.pareto import x2_over_sizes
 from dlm.report.study import Study, best, load_study, unit
 from dlm.report.summary import Summary
 from dlm.report.tables import (
     arms_table,
     audit_table,
-    crossings_tables,
     extra_table,
     likelihood_table,
     missing,
-    probe_crossings_table,
     protocol_tables,
     provenance,
     runs_table,
     samples,
 )
+from dlm.report.tables_crossings import crossings_tables, fronts_table, probe_crossings_table
 from dlm.report.tables_measures import best_table, cost_table, laws_tables, memorisation_table, probes_table
 
 MANY = 300  # runs from which figures are drawn side by side
@@ -79,6 +79,7 @@ def compute(study: Study) -> dict[str, Any]:
             if baseline["baseline"] and not process["baseline"]
             if {(cell["cell"], process["arm"]), (cell["cell"], baseline["arm"])} <= planned
         ],
+        "fronts": fronts(study, compared),
         "best": [
             best(study, cell["cell"], arm["arm"])
             for cell in study.plan["cells"]
@@ -121,6 +122,37 @@ def compare(study: Study, cell: dict[str, Any], process: str, baseline: str) -> 
     return found | located | {"x3": third}
 
 
+def fronts(study: Study, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """X2 over model sizes, of each process against each baseline, at every budget where both have two or more.
+
+    Of the sizes of a budget, those of which both have finished runs; one budget's cells differ in size alone.
+    """
+    found = []
+    for unique in dict.fromkeys(cell["unique_tokens"] for cell in study.plan["cells"]):
+        cells = [c for c in study.plan["cells"] if c["unique_tokens"] == unique and c.get("size")]
+        for process in (a["arm"] for a in arms if not a["baseline"]):
+            for baseline in (a["arm"] for a in arms if a["baseline"]):
+                sizes = [c for c in cells if all(study.of(c["cell"], arm) for arm in (process, baseline))]
+                if len({c["size"] for c in sizes}) < 2 or len({c["size"] for c in sizes}) < len(sizes):
+                    continue
+                ours, theirs = (
+                    {c["size"]: study.curves(c["cell"], a) for c in sizes} for a in (process, baseline)
+                )
+                curves = [c for arm in (ours, theirs) for seeds in arm.values() for c in seeds]
+                try:
+                    crossings = {
+                        "matched": x2_over_sizes(ours, theirs).to_json(),
+                        "ever": x2_over_sizes(ours, theirs, ever=True).to_json(),
+                        "cooled": x2_over_sizes(ours, theirs, cooled=True).to_json()
+                        if all(c.cooled is not None for c in curves)
+                        else None,
+                    }
+                except ValueError as error:
+                    raise UserError(f"{study.directory}: {error}") from error
+                found.append({"unique_tokens": unique, "process": process, "baseline": baseline} | crossings)
+    return found
+
+
 def hypotheses_table(results: dict[str, Any]) -> Table:
     """The ten answers, each with its evidence and the rule that gave it."""
     rows = [
@@ -150,7 +182,7 @@ def build(study: Study, results: dict[str, Any]) -> str:
         for note in c[kind]["notes"]
     )
     if results["comparisons"]:
-        verdict += crossings_tables(results)
+        verdict += [*crossings_tables(results), *fronts_table(results)]
         verdict.append(Listing("The same in words", "\n".join(results["verdict"]), folded=True))
     if notes:
         verdict.append(Listing("Reservations", "\n".join(notes), folded=True))

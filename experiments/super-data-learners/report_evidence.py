@@ -16,7 +16,8 @@ UNIFORM = ("shuffle", "udlm", "dfm_uniform")  # uniform diffusion, the tightest 
 
 
 class X(NamedTuple):
-    """A crossing as an interval of epochs: a censored one is [observed to, ∞)."""
+    """A crossing as an interval of epochs. A censored one is open to the right, and begins where the observation
+    ended, or earlier where more than 2.5 % of the resamples do cross: it is `ruled_out` only if they do not."""
 
     low: float
     high: float
@@ -24,6 +25,7 @@ class X(NamedTuple):
     censored: bool
     overfitted: bool
     text: str
+    ruled_out: bool = False
 
     @property
     def known(self) -> bool:
@@ -42,12 +44,16 @@ def crossing(summary: Summary, cell: str, process: str, baseline: str, kind: str
             turn = turned(summary, cell, baseline)
             if not found.crossed:
                 text = f"not reached by {found.observed_to:.3g}"
-                return X(found.observed_to, math.inf, False, True, turn, text)
+                if found.low is None:
+                    return X(found.observed_to, math.inf, False, True, turn, text, ruled_out=True)
+                text += f" (though the 95 % interval begins at {found.low:.3g})"
+                return X(found.low, math.inf, False, True, turn, text)
             assert found.epoch is not None
-            if found.status == "from the start":
-                return X(0.0, found.epoch, True, False, turn, f"from the start (≤ {found.epoch:.3g})")
-            low = found.low if found.low is not None else found.epoch
             high = found.high if found.high is not None else math.inf
+            if found.status == "from the start":
+                latest = max(found.epoch, high)
+                return X(0.0, latest, True, False, turn, f"from the start (≤ {found.epoch:.3g})")
+            low = found.low if found.low is not None else found.epoch
             ends = f"[{low:.3g}, {'…' if math.isinf(high) else format(high, '.3g')}]"
             doubt = "" if found.status == "clear" else ", not confirmed"
             return X(low, high, found.status == "clear", False, turn, f"{found.epoch:.3g} {ends}{doubt}")
@@ -73,12 +79,13 @@ def ordered_crossings(
 
 
 def turned(summary: Summary, cell: str, arm: str) -> bool:
-    """Whether the loss of an arm's trunk ended more than two standard errors above its minimum."""
+    """Whether the loss of an arm's trunk ended more than two standard errors above that of the epoch chosen on
+    tune: the lowest of many noisy losses on report would lie too low."""
     c = summary.curves
     line = c[(c["cell"] == cell) & (c["arm"] == arm)]
     if len(line) < 2:
         return False
-    low, end = line.loc[line["nll"].idxmin()], line.iloc[-1]
+    low, end = line.loc[line["tune"].idxmin()], line.iloc[-1]
     return bool(end.nll - low.nll > 2 * max(end.se, low.se))
 
 
@@ -86,6 +93,14 @@ def best_epochs(summary: Summary, cell: str, arm: str) -> list[float]:
     """The epoch of the trunk's checkpoint chosen on tune, one per seed."""
     curves = [run.curve for run in summary.members.get((cell, arm), [])]
     return [float(curve.epochs[curve.best]) for curve in curves if curve is not None]
+
+
+def chosen_epoch(summary: Summary, cell: str, arm: str, epochs: Sequence[float]) -> float:
+    """Which of some epochs has the lowest tune loss on an arm's trunk."""
+    c = summary.curves
+    line = c[(c["cell"] == cell) & (c["arm"] == arm)]
+    tune = np.interp(np.log(epochs), np.log(line["epoch"]), line["tune"])
+    return float(np.asarray(epochs)[tune.argmin()])
 
 
 def measure_at(rows: Frame, epoch: float) -> tuple[float, float]:

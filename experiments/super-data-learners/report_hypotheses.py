@@ -62,8 +62,8 @@ def answer(rule: Rule, summary: Summary) -> dict[str, str]:
 RULES: Sequence[Rule] = (
     Rule("H1", "X1 exists where text is scarce, and comes later with more of it.",
          "Yes if X1 of MD4 against ARM is clear in the smallest cell and later, by disjoint 95 % intervals or "
-         "censored beyond, in every larger cell that can tell; no if ARM over-fits there without X1, or X1 "
-         "comes earlier.",
+         "censored beyond, in every larger cell that can tell; no if ARM over-fits there and the interval rules "
+         "X1 out, or X1 comes earlier.",
          "needs X1 of MD4 against ARM at two budgets of text", report_rules.h1),
     Rule("H2", "X1 comes earlier for larger models.",
          "Yes if X1 of MD4 against ARM is earlier in the larger model, by disjoint 95 % intervals, in every "
@@ -71,8 +71,8 @@ RULES: Sequence[Rule] = (
          "needs X1 of MD4 against ARM at two model sizes and one budget of text", report_rules.h2),
     Rule("H3", "Regularising ARM removes X1 or delays it at least twofold, and moves X2 beyond reach.",
          "Yes in a cell if X1 against the regularised ARM lies beyond twice X1 against ARM (95 % intervals, or "
-         "not reached by then) and X2 against it is not reached; no if X2 is clear, or X1 is clearly less than "
-         "doubled.",
+         "not reached by then) and the interval rules X2 against it out; no if X2 is clear, or X1 is clearly less "
+         "than doubled.",
          "needs MD4, ARM and the regularised ARM in a scarce cell", report_rules.h3),
     Rule("H4", "MD4, flow matching from masks and the any-order ARM reach the same loss.",
          "Yes if every pair's best losses differ by at most two paired standard errors, and these are at most "
@@ -85,9 +85,9 @@ RULES: Sequence[Rule] = (
          "either is clearly the other way round.",
          "needs uniform diffusion, MD4 and ARM in a scarce cell", report_rules.h5),
     Rule("H6", "One temperature removes more than half of ARM's rise, while its top-1 accuracy stays.",
-         "Yes in a cell if the rise of ARM's loss from its minimum to its last checkpoint exceeds two standard "
-         "errors, more than half of it (by two) vanishes after one temperature fitted on tune, and accuracy has "
-         "not fallen by more than two; no if less than half vanishes or accuracy falls.",
+         "Yes in a cell if the rise of ARM's loss from the checkpoint chosen on tune to its last exceeds two "
+         "standard errors, more than half of it (by two) vanishes after one temperature fitted on tune, and "
+         "accuracy has not fallen by more than two; no if less than half vanishes or accuracy falls.",
          "needs nll, nll_calibrated and top1 of ARM at several checkpoints (stage=evaluate)", report_rules.h6),
     Rule("H7", "MD4's exact left-to-right likelihood is no worse than its bound.",
          "Yes in a cell if it is lower than the bound by two standard errors, no if higher by two; the error is "

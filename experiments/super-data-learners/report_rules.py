@@ -16,6 +16,7 @@ from report_evidence import (
     UNIFORM,
     X,
     best_epochs,
+    chosen_epoch,
     crossing,
     late_loss,
     measure_at,
@@ -42,11 +43,27 @@ def pm(value: float, se: float, sign: str = "+") -> str:
     return f"{value:{sign}.3f} ± {se:.3f}".replace("-", "−")
 
 
+def replicated(summary: Summary, cell: str, arms: Sequence[str]) -> bool:
+    """Whether each arm has two seeds or more in a cell; errors of a single one know nothing of the noise of
+    training."""
+    return all(len(summary.members.get((cell, arm), [])) > 1 for arm in arms)
+
+
 def seeded(summary: Summary, cell: str, arms: Sequence[str], finding: Finding) -> Finding:
-    """The finding, undecided where an arm has a single seed: errors then know nothing of the noise of training."""
-    if all(len(summary.members.get((cell, arm), [])) > 1 for arm in arms):
+    """The finding, undecided where an arm has a single seed."""
+    if replicated(summary, cell, arms):
         return finding
     return Finding("undecided", f"{finding.text} (one seed)")
+
+
+def told(answers: set[bool | None]) -> Answer:
+    """Yes or no where all that is known says so."""
+    known = answers - {None}
+    return ("yes" if known == {True} else "no") if len(known) == 1 else "undecided"
+
+
+def in_words(summary: Summary, name: str, cell: str, x: X) -> str:
+    return f"{name}: X1 {x.text}{'' if replicated(summary, cell, PAIR) else ' (one seed)'}"
 
 
 def scarce(summary: Summary) -> list[str]:
@@ -67,15 +84,14 @@ def h1(summary: Summary) -> list[Finding]:
     found = ordered_crossings(summary, "md4", "arm", "x1", by="unique_tokens")
     if len(found) < 2:
         return []
+    text = ", ".join(in_words(summary, cell, cell, x) for cell, x in found)
     (small, first), rest = found[0], found[1:]
-    text = ", ".join(f"{cell}: X1 {x.text}" for cell, x in found)
+    if not replicated(summary, small, PAIR):
+        return [Finding("undecided", text)]
     if not first.clear:
-        gone = first.censored and first.overfitted
-        return [seeded(summary, small, PAIR, Finding("no" if gone else "undecided", f"no clear X1: {text}"))]
-    told = {later(first, x) for _, x in rest if x.clear or x.censored} - {None}
-    if told == {True}:
-        return [seeded(summary, small, PAIR, Finding("yes", text))]
-    return [seeded(summary, small, PAIR, Finding("no" if told == {False} else "undecided", text))]
+        return [Finding("no" if first.ruled_out and first.overfitted else "undecided", f"no clear X1: {text}")]
+    known = [x for cell, x in rest if x.known and replicated(summary, cell, PAIR)]
+    return [Finding(told({later(first, x) for x in known}), text)]
 
 
 def h2(summary: Summary) -> list[Finding]:
@@ -85,12 +101,10 @@ def h2(summary: Summary) -> list[Finding]:
         found = ordered_crossings(summary, "md4", "arm", "x1", by="size", unique_tokens=budget)
         if len(found) < 2:
             continue
-        text = ", ".join(f"{summary.size(c, 'md4'):,} parameters: X1 {x.text}" for c, x in found)
-        told = {later(big, small) for (_, small), (_, big) in combinations(found, 2) if small.known and big.known}
-        told.discard(None)
-        said: Answer = "undecided" if len(told) != 1 else ("yes" if told == {True} else "no")
-        finding = Finding(said, f"{budget:,} unique tokens, {text}")
-        findings.append(seeded(summary, found[0][0], PAIR, finding))
+        text = ", ".join(in_words(summary, f"{summary.size(c, 'md4'):,} parameters", c, x) for c, x in found)
+        known = [x for cell, x in found if x.known and replicated(summary, cell, PAIR)]
+        said = told({later(big, small) for small, big in combinations(known, 2)})
+        findings.append(Finding(said, f"{budget:,} unique tokens, {text}"))
     return findings
 
 
@@ -110,10 +124,9 @@ def h3(summary: Summary) -> list[Finding]:
         elif plain.clear and tuned.clear and tuned.high < 2 * plain.low:
             delayed = False
         text = f"{cell}: X1 {plain.text} against ARM, {tuned.text} against ARM regularised, X2 {best.text}"
-        if delayed is False or best.clear:
-            findings.append(Finding("no", text))
-        else:
-            findings.append(Finding("yes" if delayed and best.censored else "undecided", text))
+        said: Answer = "yes" if delayed and best.ruled_out else "undecided"
+        said = "no" if delayed is False or best.clear else said
+        findings.append(seeded(summary, cell, (*PAIR, "arm-reg"), Finding(said, text)))
     return findings
 
 
@@ -177,8 +190,8 @@ def h6(summary: Summary) -> list[Finding]:
         raw, calibrated, top1 = (summary.measured(m, cell, "arm") for m in ("nll", "nll_calibrated", "top1"))
         if min(len(raw), len(calibrated), len(top1)) < 2:
             continue
-        low = raw.loc[raw["value"].idxmin()]
-        end = raw.iloc[-1]
+        at = chosen_epoch(summary, cell, "arm", raw["epoch"].to_list())
+        low, end = raw[raw["epoch"] == at].iloc[0], raw.iloc[-1]
         rise, rise_se = end.value - low.value, math.hypot(end.se, low.se)
         if rise <= CLEAR * rise_se:
             findings.append(Finding("undecided", f"{cell}: ARM's loss rises by only {pm(rise, rise_se)}"))

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dlm.report.crossing import Crossing
+from dlm.report.pareto import FrontCrossing
 from dlm.report.study import Study
 
 FEW = 6  # evaluations below which a curve says nothing about its model
@@ -25,7 +26,7 @@ def is_smoke_scale(scale: str) -> bool:
 
 
 def verdict_lines(results: dict[str, Any]) -> list[str]:
-    """The verdict in plain text, one line per cell and process, with a caution first where one is due."""
+    """The verdict in plain text, a line per cell and process and per pair of fronts; first a caution, if due."""
     lines = []
     if results["smoke"]:
         lines.append(caution(results["scale"]))
@@ -34,6 +35,12 @@ def verdict_lines(results: dict[str, Any]) -> list[str]:
         parts = [f"against {results['labels'][c['baseline']]}: {in_words(c)}" for c in pairs]
         name = f"{first['cell']}, {results['labels'][first['process']]}"
         lines.append(f"{name}{control(pairs)}: " + "; ".join(parts) + ".")
+    labels = results["labels"]
+    for f in results.get("fronts", []):
+        pair = f"{labels[f['process']]} against {labels[f['baseline']]}"
+        same, ever = (FrontCrossing.from_json(f[kind]) for kind in ("matched", "ever"))
+        sizes = f"{f['unique_tokens']:,} unique tokens, the best of {len(same.sizes)} sizes by the same compute"
+        lines.append(f"{sizes}, {pair}: X2 {same}; against its best ever: {ever}.")
     if results["missing"]:
         lines.append(f"Missing: {len(results['missing'])} of the planned runs; see the list of runs.")
     return lines
