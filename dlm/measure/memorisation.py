@@ -29,7 +29,11 @@ def sampled(subject: Subject) -> Int[np.ndarray, "S L"]:
         model, length = subject.model, subject.data.source.seq_len
         given = torch.zeros(subject.settings.samples, length, dtype=torch.long, device=model.device)
         process = getattr(model, "process", None)
-        options: dict[str, Any] = {} if subject.causal or process is None else {"steps": process.steps or length}
+        options: dict[str, Any] = {}
+        if "first_hitting" in model.samplers and not subject.causal:
+            options = {"sampler": "first_hitting"}  # one token at a time, exactly
+        elif not subject.causal and process is not None:
+            options = {"steps": process.steps or length}
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             drawn = model.sample(given, torch.ones_like(given, dtype=torch.bool), generator, **options)

@@ -25,7 +25,7 @@ from dlm.run import RunDirectory, load_checkpoint
 from dlm.scoring import content_hash
 
 FILE = "measures.jsonl"
-VERSION = 1  # raised with any change to what a measure is: older rows are then made anew
+VERSION = 2  # raised with any change to what a measure is: older rows are then made anew
 
 
 @dataclass(frozen=True)

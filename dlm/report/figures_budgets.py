@@ -118,7 +118,7 @@ def repetition_figure(summary: Summary) -> Figure | Absent:
         return Absent(number, what, f"no arm was observed at {budget:.3g} tokens in two cells")
     figure, axes = canvas(8.2, 4.2)
     ax = axes[0, 0]
-    ax.set(xscale="log")
+    log_axis(ax.xaxis)
     ax.invert_xaxis()
     ax.axhline(0, color="#999999", lw=1, ls=":")
     for arm, line in frame.groupby("arm", sort=False):

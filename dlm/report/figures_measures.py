@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,11 +71,17 @@ def likelihoods_figure(summary: Summary) -> Figure | Absent:
     for (cell, arm), part in m.groupby(["cell", "arm"], sort=False):
         by = part.set_index("measure")
         own = next((r for r in rows if (r["cell"], r["arm"]) == (cell, arm)), None)
-        for kind in ("mixture", "nll_calibrated"):
-            if own and kind in by.index and "nll" in by.index:
-                shift = own["value"] - by.loc["nll", "value"]
-                value = {"value": by.loc[kind, "value"] + shift, "se": by.loc[kind, "se"], "shift": shift}
-                rows.append({"cell": cell, "arm": arm, "kind": kind} | value)
+        if own is None:
+            continue
+        head = {"cell": cell, "arm": arm}
+        if "nll_calibrated" in by.index and "nll" in by.index:
+            shift = own["value"] - by.loc["nll", "value"]
+            value = {"value": by.loc["nll_calibrated", "value"] + shift, "se": by.loc["nll_calibrated", "se"]}
+            rows.append(head | {"kind": "nll_calibrated", "shift": shift} | value)
+        if "mixture" in by.index and math.isfinite(by.loc["mixture", "difference"]):
+            row = by.loc["mixture"]  # a few windows only: its difference from the bound on the very same ones
+            value = {"value": own["value"] + row["difference"], "se": row["se_difference"]}
+            rows.append(head | {"kind": "mixture", "shift": value["value"] - row["value"]} | value)
     if not rows:
         return Absent("F8", "likelihoods of the same checkpoint", "no run has finished")
     frame = to_frame(rows)
@@ -117,8 +124,9 @@ def likelihoods_figure(summary: Summary) -> Figure | Absent:
         f"Likelihoods of each arm's chosen checkpoint on the report split, {summary.results['unit']}, ± one "
         "standard error over held-out windows and seeds. Filled: exact. Open: upper bounds. Strokes: the exact "
         "likelihood of the same network asked from left to right. Triangles: mixture over random orders, also a "
-        "bound. Crosses: after one temperature fitted on tune. What was measured on fewer windows is moved by "
-        "the difference of the bound between all windows and those (column shift of the data)."
+        "bound, its error bar that of its difference from the bound. Crosses: after one temperature fitted on "
+        "tune. What was measured on fewer windows is moved by the difference of the bound between all windows and "
+        "those (column shift of the data)."
     )
     return publish(summary, "F8", "f8-likelihoods", figure, frame, caption)
 

@@ -90,17 +90,29 @@ def heading(axes: Axes, text: str) -> None:
 
 
 def key(figure: Canvas, marks: Sequence[Line2D], columns: int | None = None) -> None:
-    """What the marks mean, in grey, above the panels; in one row, or in so many `columns`."""
+    """What the marks mean, in grey, above the panels; in one row, or in so many `columns`, or fewer if they would
+    not fit the figure."""
+    most = min(columns or len(marks), len(marks))
+    fitting = (n for n in range(most, 1, -1) if key_width(marks, n) <= figure.get_figwidth())
     figure.legend(
         handles=marks,
         loc="outside upper right",
-        ncols=min(columns or len(marks), len(marks)),
+        ncols=next(fitting, 1),
         fontsize=8,
         frameon=False,
         labelcolor="#555555",
         handletextpad=0.2,
         columnspacing=1.4,
     )
+
+
+def key_width(marks: Sequence[Line2D], columns: int) -> float:
+    """About how many inches a key takes: it is filled column by column, each as wide as its longest label."""
+    rows, wide = divmod(len(marks), columns)
+    sizes = [rows + (i < wide) for i in range(columns)]
+    lengths = [len(str(mark.get_label())) for mark in marks]
+    starts = [sum(sizes[:i]) for i in range(columns)]
+    return sum(0.06 * max(lengths[s : s + n]) + 0.45 for s, n in zip(starts, sizes, strict=True))
 
 
 def log_axis(axis: Any, ticks: Sequence[float] = (), few: bool = False) -> None:

@@ -212,7 +212,8 @@ class Summary:
 
     @cached_property
     def measures(self) -> Frame:
-        """All measures: cell, arm, checkpoint, epoch, cooled, measure, value, se, chance, n, seeds.
+        """All measures: cell, arm, checkpoint, epoch, cooled, measure, value, se, chance, n, seeds; and, for what
+        is measured on few windows, its `difference` from the reported score on the same ones.
 
         All seeds answer the same items, so SE² = (mean of the seeds' SE)² + var_s / S.
         """
@@ -220,11 +221,12 @@ class Summary:
         rows = [
             {"cell": run.cell, "arm": run.arm, "cooled": bool(row.get("cooled"))}
             | {k: row.get(k) for k in ("checkpoint", "measure", "epoch", "value", "se", "chance", "n")}
+            | {k: (row.get("details") or {}).get(k) for k in ("difference", "se_difference")}
             for run in self.study.compared
             for row in run.measures
             if row.get("value") is not None and math.isfinite(row["value"])
         ]
-        numbers = ["epoch", "value", "se", "chance", "n"]
+        numbers = ["epoch", "value", "se", "chance", "n", "difference", "se_difference"]
         frame = to_frame(rows, [*keys, *numbers])
         if frame.empty:
             return frame.assign(seeds=0)

@@ -118,8 +118,8 @@ class Pricing:
             model: LanguageModel = make(
                 backbone=backbone, optim=OmegaConf.to_object(cfg.optim), seed=0, eval_draws=1, total_steps=1
             )
-            counts = [model.flops_per_token(cfg.seq_len, causal=c) for c in (None, False)]
-            self.networks[key] = (sum(p.numel() for p in model.parameters()), *counts)
+            counted, full = (model.flops_per_token(cfg.seq_len, causal=c) for c in (None, False))
+            self.networks[key] = (sum(p.numel() for p in model.parameters()), counted, full)
         return self.networks[key]
 
     @staticmethod

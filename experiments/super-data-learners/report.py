@@ -192,8 +192,8 @@ def build(study: Study, results: dict[str, Any]) -> str:
             "Hypotheses",
             [
                 Prose(
-                    "Registered before any run. Undecided: the data cannot tell, or are not there yet. H1, H2, "
-                    "H4, H5 and H9 compare trainings, so they also need two seeds of each arm."
+                    "Stated before these runs. Undecided: the data cannot tell, or are not there yet. H1 to H5, "
+                    "H9 and H10 compare trainings, so they also need two seeds of each arm."
                 ),
                 hypotheses_table(results),
             ],

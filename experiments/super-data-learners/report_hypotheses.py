@@ -1,4 +1,4 @@
-"""The ten hypotheses, registered before any run, each answered yes, no or undecided by a stated rule.
+"""The ten hypotheses, stated before the runs, each answered yes, no or undecided by a stated rule.
 
 `hypotheses(study, results)` returns for each {"id", "claim", "answer", "evidence", "rule"}. A rule looks at one
 cell at a time and answers with what two standard errors (or a 95 % interval) allow; the hypothesis is answered yes
@@ -105,6 +105,7 @@ RULES: Sequence[Rule] = (
     Rule("H10", "ARM copies its training text long before MD4 does.",
          "Copying begins at the first checkpoint whose share of 50-character windows found in the training text "
          "exceeds that of held-out text by two standard errors. Yes in a cell if MD4 begins at twice ARM's "
-         "epoch or later, or has not by then; no if earlier.",
+         "epoch or later, or has not by then; no if earlier. Held-out text that shares 50 characters with train "
+         "was dropped, so its level is next to nothing.",
          "needs copied_50 and natural_50 of ARM and MD4 at checkpoints (stage=evaluate)", report_rules.h10),
 )  # fmt: skip

@@ -277,6 +277,7 @@ def h10(summary: Summary) -> list[Finding]:
     for cell in scarce(summary):
         onset: dict[str, float | None] = {}
         seen: dict[str, float] = {}
+        seeds = math.inf
         for arm in ("arm", "md4"):
             copied, natural = (summary.measured(m, cell, arm) for m in ("copied_50", "natural_50"))
             if copied.empty or natural.empty:
@@ -285,6 +286,7 @@ def h10(summary: Summary) -> list[Finding]:
             excess = copied["value"] - level > CLEAR * (copied["se"].fillna(0) ** 2 + level_se**2) ** 0.5
             onset[arm] = float(copied["epoch"][excess].iloc[0]) if excess.any() else None
             seen[arm] = float(copied["epoch"].max())
+            seeds = min(seeds, copied["seeds"].min())
         if len(seen) < 2:
             continue
         ours, theirs = onset["md4"], onset["arm"]
@@ -296,7 +298,6 @@ def h10(summary: Summary) -> list[Finding]:
         elif ours is not None and seen["arm"] >= ours:
             said = "no"
         words = [f"from epoch {at:.3g}" if at else f"not up to epoch {seen[a]:.3g}" for a, at in onset.items()]
-        findings.append(
-            Finding(said, f"{cell}: copying above its natural level {words[0]} for ARM, {words[1]} for MD4")
-        )
+        text = f"{cell}: copying above its natural level {words[0]} for ARM, {words[1]} for MD4"
+        findings.append(Finding(said, text) if seeds > 1 else Finding("undecided", f"{text} (one seed)"))
     return findings
