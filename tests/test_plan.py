@@ -23,7 +23,10 @@ SCALES = sorted(path.stem for path in STUDY.glob("*.yaml"))
 METHODS = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
 
 
-def planned(tmp_path="outputs", dry=True, **settings):
+NOWHERE = "outputs-of-nobody"  # a plan is joined with what the output folder already has
+
+
+def planned(tmp_path=NOWHERE, dry=True, **settings):
     return Plan(Command(**{"name": STUDY.name, "scale": "smoke", "output_dir": str(tmp_path)} | settings), dry=dry)
 
 
