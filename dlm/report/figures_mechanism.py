@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
 from dlm.report.page import Figure
 from dlm.report.panels import Absent, publish, title
 from dlm.report.style import Tag, canvas, heading, ink, label_right, log_axis
@@ -78,6 +80,9 @@ def mechanism_figure(summary: Summary) -> Figure | Absent:
             epoch.set_xlabel("epoch of the best")
         if orders:
             orders_panel(axes[i, 2], summary, part)
+    layout = figure.get_layout_engine()
+    if orders and isinstance(layout, ConstrainedLayoutEngine):
+        layout.set(rect=(0, 0, 0.97, 1))  # room for the labels on the right
     caption = (
         "Best loss (cooled-down branch where there is one, chosen on tune), ± one standard error over passages "
         "and seeds, and its epoch; +: still falling at the last evaluation. Dotted: the references."
