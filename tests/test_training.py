@@ -87,7 +87,7 @@ def test_a_killed_run_continues_to_the_bit(moment, whole, tmp_path):
     agree(path, whole["method=md4",])
     assert not (path / "last.ckpt").exists(), "a finished run needs no place to continue from"
     assert {p.name for p in path.iterdir()} <= {
-        "config.yaml", "metrics.jsonl", "windows.jsonl", "best.ckpt", "record.json", ".lock",
+        "begun.json", "config.yaml", "metrics.jsonl", "windows.jsonl", "best.ckpt", "record.json", ".lock",
     }  # fmt: skip
 
 
