@@ -16,6 +16,7 @@ from dlm.report.figures_laws import contour_figure, laws_figure
 from dlm.report.figures_loss import compute_figure
 from dlm.report.figures_measures import memorisation_figure, norms_figure, order_variance_figure, probes_figure
 from dlm.report.figures_mechanism import mechanism_figure, orders_of
+from dlm.report.fits import fit_study
 from dlm.report.panels import Absent
 from dlm.report.study import load_study
 from dlm.report.summary import Summary, clustered_se, mean_and_se
@@ -306,3 +307,16 @@ def test_the_plan_says_where_the_trials_are(tmp_path):
     table = report.tuning(load_study(directory))
     assert [row[0] for row in table.rows] == ["arm", "md4"]
     assert "chosen" in str(table.rows[0][-1]) and "missing" in str(table.rows[1][4])
+
+
+def test_laws_fitted_to_other_runs_say_so(tmp_path):
+    """fits.json names its runs: after more have come the page asks for stage=fit, and not before."""
+    report = load(FOLDER / "report.py")
+    directory = planted(tmp_path, windows=8, seeds=(0,), arms=["arm", "md4"], branches=(), cells=[
+        {"cell": "8k", "role": "scarce", "unique_tokens": 8192}])  # fmt: skip
+    found = fit_study(load_study(directory))
+    assert len(found["runs"]) == 2
+    for runs, said in ((found["runs"], False), (found["runs"][:1], True)):
+        (directory / "fits.json").write_text(json.dumps(found | {"runs": runs}))
+        text = report.main(directory).read_text()
+        assert ("fitted to 1 runs, of 2 that are there now" in text) == said

@@ -41,6 +41,7 @@ def fit_study(study: Study, *, seed: int = 0) -> dict[str, Any]:
         "crossing_laws": crossing_laws(study),
         "data_multiplier": data_multipliers(study),
         "published": [value.to_json() for value in PUBLISHED],
+        "runs": sorted(run.name for run in study.compared),
     }
 
 

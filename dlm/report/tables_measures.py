@@ -90,11 +90,20 @@ def laws_tables(summary: Summary) -> list[Table | Prose]:
     ]
     names = ["<law", "<parameter", "value", "<of", "<source", "<how it is known"]
     values = [[p["law"], p["parameter"], number(p["value"]), p["arm"], p["source"], p["how"]] for p in published]
-    tables: list[Table | Prose] = [Table(head, rows, caption)] if rows else []
+    tables: list[Table | Prose] = [Prose(text) for text in outdated(summary)]
+    tables += [Table(head, rows, caption)] if rows else []
     if not_fitted:
         caption = "T4. Laws without a number: the cells of this scale do not determine them."
         tables.append(Table(["<law", "<", "<arms", "<why"], not_fitted, caption, wrap=True))
     return [*tables, Table(names, values, folded="Published values and where they come from")]
+
+
+def outdated(summary: Summary) -> list[str]:
+    """A warning where the laws were fitted to other runs than are there now."""
+    fitted, here = (summary.fits or {}).get("runs"), {run.name for run in summary.study.compared}
+    if fitted is None or set(fitted) == here:
+        return []
+    return [f"The laws were fitted to {len(fitted)} runs, of {len(here)} that are there now: run stage=fit again."]
 
 
 def number(value: Any) -> str:
