@@ -361,7 +361,7 @@ def test_the_smoke_study_from_end_to_end(tmp_path, called):
     out = called(experiment.main, *arguments)
     directory = tmp_path / STUDY.name / "smoke"
     plan = json.loads((directory / "plan.json").read_text())
-    assert out.count("  done   ") == len(plan["runs"]) and "FAILED" not in out
+    assert out.count("  done   ") == 2 * len(plan["runs"]) and "FAILED" not in out, "trained and measured"
     results = json.loads((directory / "results.json").read_text())
     assert {(b["cell"], b["arm"]) for b in results["best"]} == {(r["cell"], r["arm"]) for r in plan["runs"]}
     assert results["smoke"] is True and results["verdict"]
