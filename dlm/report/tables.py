@@ -141,15 +141,23 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def protocol_tables(study: Study) -> list[Table]:
-    """What all runs share, and what differs between arms, read off the resolved configurations."""
-    configs = {run.name: flat(run.config) for run in study.compared if run.config}
+    """What all runs share, and what differs between arms, read off the resolved configurations: one of each arm in
+    each cell, since its seeds differ in the seed alone."""
+    seeds: dict[tuple[str, str], list[Run]] = {}
+    for run in study.compared:
+        seeds.setdefault((run.cell, run.arm), []).append(run)
+    configs = {
+        runs[0].name: flat(runs[0].config) | {"seed": " ".join(sorted({str(run.seed) for run in runs}))}
+        for runs in seeds.values()
+        if runs[0].config
+    }
     if not configs:
         return [Table(["<setting", "<value"], [], "No run has a config.yaml.")]
     keys = sorted({key for config in configs.values() for key in config})
     values = {key: {name: config.get(key, "–") for name, config in configs.items()} for key in keys}
     shared = [key for key in keys if len({str(v) for v in values[key].values()}) == 1]
     arms = [a["arm"] for a in study.plan["arms"] if any(run.arm == a["arm"] for run in study.compared)]
-    members = {arm: [run.name for run in study.compared if run.arm == arm and run.config] for arm in arms}
+    members = {arm: [run.name for run in study.compared if run.arm == arm and run.name in configs] for arm in arms}
     per_arm = {
         key: [", ".join(sorted({str(values[key][name]) for name in members[arm]})) for arm in arms]
         for key in keys

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ from dlm.report.tables import (
 from dlm.report.tables_crossings import crossings_tables, fronts_table, probe_crossings_table
 from dlm.report.tables_measures import best_table, cost_table, laws_tables, memorisation_table, probes_table
 
-MANY = 300  # runs from which figures are drawn side by side
+MANY = 300  # runs from which comparisons and figures are made side by side
 KINDS = ("x1", "x2", "x2_matched", "x2_cooled")
 TONES = {"yes": "good", "no": "bad", "undecided": "maybe"}
 
@@ -64,6 +65,14 @@ def compute(study: Study) -> dict[str, Any]:
     """Every number of the report, ready for JSON."""
     compared = [a for a in study.plan["arms"] if a.get("group") != "mechanism"]
     planned = {(run.cell, run.arm) for run in study.runs}
+    pairs = [
+        (cell, process["arm"], baseline["arm"])
+        for cell in study.plan["cells"]
+        for process in compared
+        for baseline in compared
+        if baseline["baseline"] and not process["baseline"]
+        if {(cell["cell"], process["arm"]), (cell["cell"], baseline["arm"])} <= planned
+    ]
     results = {
         "study": study.plan["study"],
         "scale": study.plan["scale"],
@@ -71,14 +80,7 @@ def compute(study: Study) -> dict[str, Any]:
         "smoke": is_smoke(study),
         "unit": unit(study),
         "labels": {a["arm"]: a["label"] for a in study.plan["arms"]},
-        "comparisons": [
-            compare(study, cell, process["arm"], baseline["arm"])
-            for cell in study.plan["cells"]
-            for process in compared
-            for baseline in compared
-            if baseline["baseline"] and not process["baseline"]
-            if {(cell["cell"], process["arm"]), (cell["cell"], baseline["arm"])} <= planned
-        ],
+        "comparisons": side_by_side(study, partial(compare, study), pairs),
         "fronts": fronts(study, compared),
         "best": [
             best(study, cell["cell"], arm["arm"])
@@ -225,25 +227,28 @@ def build(study: Study, results: dict[str, Any]) -> str:
 
 
 def evidence(summary: Summary) -> dict[str, list[Any]]:
-    """The blocks of every section of EVIDENCE; those of a large study are made side by side, in forks."""
-    makers = [make for blocks in EVIDENCE.values() for make in blocks]
-    if len(summary.study.compared) < MANY or "fork" not in multiprocessing.get_all_start_methods():
-        made = [make(summary) for make in makers]
-    else:
-        _ = summary.curves, summary.branches, summary.best, summary.measures  # once, before the forks share them
-        with multiprocessing.get_context("fork").Pool(
-            min(8, os.cpu_count() or 1), SHARED.append, [summary]
-        ) as pool:
-            made = pool.map(make_block, range(len(makers)), chunksize=1)
-    blocks = iter(made)
+    """The blocks of every section of EVIDENCE."""
+    makers = [(make,) for blocks in EVIDENCE.values() for make in blocks]
+    _ = summary.curves, summary.branches, summary.best, summary.measures  # once, before forks share them
+    blocks = iter(side_by_side(summary.study, lambda make: make(summary), makers))
     return {title: [b for _ in makes for b in listed(next(blocks))] for title, makes in EVIDENCE.items()}
 
 
-SHARED: list[Summary] = []  # in a fork: the study it draws
+WORK: list[tuple[Callable[..., Any], list[tuple[Any, ...]]]] = []  # in a fork: what it works on
 
 
-def make_block(index: int) -> Any:
-    return [make for blocks in EVIDENCE.values() for make in blocks][index](SHARED[-1])
+def side_by_side(study: Study, work: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """[work(*call) for call in calls]; of a large study in forks, which share its data without copying it."""
+    if len(study.compared) < MANY or "fork" not in multiprocessing.get_all_start_methods():
+        return [work(*call) for call in calls]
+    workers = min(8, os.cpu_count() or 1)
+    with multiprocessing.get_context("fork").Pool(workers, WORK.append, [(work, calls)]) as pool:
+        return pool.map(do_one, range(len(calls)), chunksize=1)
+
+
+def do_one(index: int) -> Any:
+    work, calls = WORK[-1]
+    return work(*calls[index])
 
 
 def listed(made: Any) -> list[Any]:
