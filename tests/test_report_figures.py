@@ -320,3 +320,22 @@ def test_laws_fitted_to_other_runs_say_so(tmp_path):
         (directory / "fits.json").write_text(json.dumps(found | {"runs": runs}))
         text = report.main(directory).read_text()
         assert ("fitted to 1 runs, of 2 that are there now" in text) == said
+
+
+def test_the_best_size_of_a_budget_is_chosen_on_tune(tmp_path):
+    """Of two sizes, the one with the lower tune loss is drawn, even where the other is luckier on report."""
+    cells = [
+        {"cell": f"{u}-{size}", "role": "scarce", "unique_tokens": u, "size": size}
+        for u in (8192, 16384)
+        for size in ("small", "large")
+    ]
+    directory = planted(tmp_path, windows=8, seeds=(0,), arms=["arm", "md4"], branches=(), cells=cells)
+    study = load_study(directory)
+    report = load(FOLDER / "report.py")
+    summary = Summary(study, report.compute(study))
+    worse = summary.best["cell"].str.endswith("small")
+    summary.__dict__["best"] = summary.best.assign(tune=np.where(worse, 2.0, 1.0), nll=np.where(worse, 1.0, 1.5))
+    budgets_figure(summary)
+    drawn = pd.read_csv(directory / "figures" / "f4-loss-budget.csv")
+    drawn = drawn[drawn["panel"] == "best loss"]
+    assert set(drawn["cell"]) == {"8192-large", "16384-large"} and set(drawn["nll"]) == {1.5}

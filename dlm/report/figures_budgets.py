@@ -19,7 +19,7 @@ def budgets_figure(summary: Summary) -> Figure | Absent:
     best = best_of(summary)
     best = best[best["arm"].isin(summary.arms())]
     best = best.assign(unique_tokens=best["cell"].map(summary.unique), panel="best loss")
-    frame = best.sort_values("nll").groupby(["arm", "unique_tokens"], as_index=False, sort=False).first()
+    frame = best.sort_values("tune").groupby(["arm", "unique_tokens"], as_index=False, sort=False).first()
     frame = frame.sort_values(["arm", "unique_tokens"])
     if frame["unique_tokens"].nunique() < 2:
         return Absent(

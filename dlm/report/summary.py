@@ -157,7 +157,8 @@ class Summary:
 
     @cached_property
     def best(self) -> Frame:
-        """The checkpoint chosen on tune: POINT, `kind` (trunk or cooled) and `edge`, whether it is the last one.
+        """The checkpoint chosen on tune: POINT, `kind` (trunk or cooled), `edge`, whether it is the last one, and
+        `tune`, the loss it was chosen by.
 
         Each seed chooses its own trunk checkpoint; `epoch`, `tokens` and `flops` are means over seeds.
         """
@@ -170,17 +171,18 @@ class Summary:
                 picked = [(cooled_choice(r), r.branches) for r in runs if r.branches]
                 points = [
                     {k: float(p[k]) for k in ("epoch", "tokens", "flops")}
+                    | {"tune": float(p["tune/nll"])}
                     | {"edge": len(all_) > 1 and p["epoch"] == max(b["epoch"] for b in all_)}
                     for p, all_ in picked
                 ]
                 rows.append(self._best_row(cell, arm, "cooled", cooled, points))
-        return to_frame(rows, [*POINT, "kind", "edge"])
+        return to_frame(rows, [*POINT, "kind", "edge", "tune"])
 
     def _best_row(
         self, cell: str, arm: str, kind: str, losses: Any, points: list[dict[str, Any]]
     ) -> dict[str, Any]:
         nll, se = mean_and_se(losses, passages(self.members[cell, arm]))
-        spent = {k: float(np.mean([p[k] for p in points])) for k in ("epoch", "tokens", "flops")}
+        spent = {k: float(np.mean([p[k] for p in points])) for k in ("epoch", "tokens", "flops", "tune")}
         edge = all(p["edge"] for p in points)
         head = {"cell": cell, "arm": arm, "kind": kind, "nll": float(nll), "se": float(se)}
         return head | spent | {"seeds": len(points), "edge": edge}
@@ -265,4 +267,5 @@ def cooled_choice(run: Run) -> dict[str, Any]:
 def _point(curve: Curve) -> dict[str, Any]:
     k = curve.best
     spent = {"epoch": curve.epochs[k], "tokens": curve.tokens[k], "flops": curve.flops[k]}
+    spent["tune"] = curve.tune[k].mean()
     return {name: float(value) for name, value in spent.items()} | {"edge": k == len(curve.epochs) - 1}
