@@ -32,6 +32,11 @@ def bundled(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
+def methods() -> set[str]:
+    """The names of conf/method."""
+    return {path.stem for path in (bundled("conf") / "method").glob("*.yaml")}
+
+
 @dataclass
 class BackboneConfig:
     """Arguments of dlm.backbone.Transformer."""

@@ -1,10 +1,8 @@
 """A planted study in a directory: curves, cooled branches, measures and fits with known answers, at any size."""
 
 import hashlib
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +19,6 @@ KNOTS = {
     "dfm_mask": {1: 3.5, 40: 2.9, 200: 2.35, 384: 2.3},
 }
 GROUPS = {"arm": "baseline", "arm-reg": "regularised"}
-
-
-def load(path):
-    """A report's module by its path, its neighbours importable while it is read and forgotten afterwards."""
-    spec = importlib.util.spec_from_file_location(f"planted_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-        for neighbour in {p.stem for p in path.parent.glob("*.py")} & set(sys.modules):
-            del sys.modules[neighbour]
-    return module
 
 
 def level(knots, epoch, shift=0.0):

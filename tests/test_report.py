@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_study import load
 
 from dlm.errors import UserError
 from dlm.files import read_lines
 from dlm.report.study import latest, load_study
 from dlm.report.style import spread
+from dlm.study.command import load
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "super-data-learners" / "report.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from planted_study import KNOTS, level, load, planted
+from planted_study import KNOTS, level, planted
 
 from dlm.errors import UserError
 from dlm.report.figures_budgets import budgets_figure, lead_figure, repetition_figure
@@ -22,6 +22,7 @@ from dlm.report.study import load_study
 from dlm.report.summary import Summary, clustered_se, mean_and_se
 from dlm.report.tables_crossings import fronts_table
 from dlm.report.tables_measures import best_table, cost_table, laws_tables, memorisation_table, probes_table
+from dlm.study.command import load
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "super-data-learners"
 MECHANISM = ["arm-masked", "arm-orders-16"]

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from planted_study import KNOTS, level, load, planted
+from planted_study import KNOTS, level, planted
 
 from dlm.report.study import load_study
+from dlm.study.command import load
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "super-data-learners"
 ONE = [{"cell": "scarce-8k", "role": "scarce", "unique_tokens": 8192}]

@@ -83,14 +83,26 @@ def probe_crossings_table(results: dict[str, Any], names: dict[str, str]) -> lis
 
 def where(found: Crossing) -> Markup:
     """A crossing for a table cell: its epoch, its interval, and a chip for how sure it is."""
+    return located(found, found.epoch, 3)
+
+
+def compute(found: FrontCrossing) -> Markup:
+    """A crossing of fronts for a table cell, by its FLOPs."""
+    return located(found, found.flops, 2)
+
+
+def located(found: Crossing | FrontCrossing, at: float | None, digits: int) -> Markup:
+    """Where a crossing is, its interval, and a chip for how sure it is."""
     if found.status == "not reached":
-        return chip(f"not reached, > {found.observed_to:.3g}", "none")
+        return chip(f"not reached, > {found.observed_to:.{digits}g}", "none")
     if found.status == "from the start":
-        return chip(f"≤ {found.epoch:.3g}, from the start", "good")
-    low, high = (f"> {found.observed_to:.3g}" if e is None else f"{e:.3g}" for e in (found.low, found.high))
+        return chip(f"≤ {at:.{digits}g}, from the start", "good")
+    ends = (
+        f"> {found.observed_to:.{digits}g}" if e is None else f"{e:.{digits}g}" for e in (found.low, found.high)
+    )
     mark = chip("clear" if found.status == "clear" else found.doubt, TONES[found.status])
-    return Markup('<b>{:.3g}</b> <span class="small">[{},\u00a0{}]</span><br>{}').format(
-        found.epoch, low, high, mark
+    return Markup('<b>{}</b> <span class="small">[{},\u00a0{}]</span><br>{}').format(
+        f"{at:.{digits}g}", *ends, mark
     )
 
 
@@ -113,16 +125,3 @@ def fronts_table(results: dict[str, Any]) -> list[Table]:
         f"baseline's best ever minus process's best, ± paired standard error, {results['unit']}."
     )
     return [Table([*head, "<cooled", "<sizes there", "final lead"], rows, caption)] if rows else []
-
-
-def compute(found: FrontCrossing) -> Markup:
-    """A crossing of fronts for a table cell: its FLOPs, its interval, and a chip for how sure it is."""
-    if found.status == "not reached":
-        return chip(f"not reached, > {found.observed_to:.2g}", "none")
-    if found.status == "from the start":
-        return chip(f"≤ {found.flops:.2g}, from the start", "good")
-    low, high = (f"> {found.observed_to:.2g}" if e is None else f"{e:.2g}" for e in (found.low, found.high))
-    mark = chip("clear" if found.status == "clear" else found.doubt, TONES[found.status])
-    return Markup('<b>{:.2g}</b> <span class="small">[{},\u00a0{}]</span><br>{}').format(
-        found.flops, low, high, mark
-    )

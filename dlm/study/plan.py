@@ -67,7 +67,7 @@ class Plan:
     def __init__(self, command: Command, dry: bool = False):
         self.file = study_file(command)
         self.command, self.folder, self.dry = command, self.file.parent, dry
-        self.methods = {p.stem for p in (config.bundled("conf") / "method").glob("*.yaml")}
+        self.methods = config.methods()
         self.settings = read_scale(self.file, self.methods)
         self.directory = command.directory
         self.workers = command.workers or self.settings.get("workers", 1)

@@ -129,8 +129,7 @@ def search_command(command: Command, scale: str) -> Command:
 def tune(command: Command, deadline: Deadline) -> None:
     """Run the search that the scale's tuned arms wait for, unless its trials are there or ship with the study."""
     file = study_file(command)
-    methods = {p.stem for p in (config.bundled("conf") / "method").glob("*.yaml")}
-    settings = read_scale(file, methods)
+    settings = read_scale(file, config.methods())
     search = find_search(command, file.parent, settings)
     if "tuning" not in settings or (search is not None and not search.missing):
         return
@@ -174,7 +173,7 @@ def train(plan: Plan, deadline: Deadline) -> list[Task]:
 
 def evaluate(command: Command, file: Path, deadline: Deadline) -> list[Task]:
     """Take the measures of every finished run that has not got them; return what failed."""
-    settings = read_scale(file, {p.stem for p in (config.bundled("conf") / "method").glob("*.yaml")})
+    settings = read_scale(file, config.methods())
     wanted = dict(settings.get("evaluate", {}))
     if not wanted:
         return []
