@@ -5,6 +5,9 @@ the vocabulary head start at zero, so an untrained model predicts the uniform di
 and diffusion models differ in one flag, `causal`; a time-dependent process adds one, `time`.  Who reads a sequence
 in another way than its flag says, or in another order than from the left, asks through `Directed`.
 
+Rotary positions tell distances only: in a sequence that is all masks every slot would get the same answer. Where
+slots have a place of their own, as the cells of a board have, `positions` and the data's `layout` tell it.
+
 Input ids are 0..vocab_size: the extra id (= vocab_size) is the mask of masked processes, the start symbol of the
 autoregressive model, and never occurs in uniform ones.  Outputs are logits over the vocab_size real tokens.
 """
@@ -20,7 +23,10 @@ from torch.nn import functional as F
 
 from dlm.attention import causal_mask, plain_attention, resolve_attention, rotate, rotations, seen_keys, turns
 from dlm.errors import UserError
+from dlm.layout import NO_LAYOUT, Columns, Layout, with_extra
 
+LOOKED_UP = ("embed", "slots", "parts")
+"""Parameters that are read row by row and multiply nothing."""
 CHUNKED_HEAD_FROM = 1 << 25  # logits; beyond 128 MiB in fp32 the chunked cross-entropy saves more than it costs
 
 
@@ -47,6 +53,8 @@ class Transformer(nn.Module):
         dropout: on the embedding and on each residual branch.
         tie: share the input embedding with the vocabulary head.
         attention: "sdpa", "plain" (matmul, softmax, matmul), or "auto", see `resolve_attention`.
+        positions: "rotary" (distances between slots), "learned" (an embedding of each slot), or "both".
+        layout: what the data say of slots and tokens (dlm.layout); every column adds a learned embedding.
         drop_attention: in training, the probability with which a query cannot see a key other than its own: one
             draw per sequence and pair of positions, the same in all heads and layers, so that what is dropped is
             dropped from the attention mask and not from the weights (their sum stays one).
@@ -68,6 +76,8 @@ class Transformer(nn.Module):
         tie: bool = False,
         attention: Literal["auto", "sdpa", "plain"] = "auto",
         drop_attention: float = 0.0,
+        positions: Literal["rotary", "learned", "both"] = "rotary",
+        layout: Layout = NO_LAYOUT,
     ):
         super().__init__()
         if dim % heads or (dim // heads) % 2:
@@ -76,6 +86,7 @@ class Transformer(nn.Module):
             ("mlp", mlp, ("swiglu", "gelu")),
             ("time", time, ("none", "additive", "adaln")),
             ("attention", attention, ("auto", "sdpa", "plain")),
+            ("positions", positions, ("rotary", "learned", "both")),
         ):
             if value not in known:
                 raise UserError(f"backbone.{name} is one of {', '.join(known)}, not {value!r}")
@@ -94,9 +105,19 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02 if tie else 1.0)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
-        # last, so that a seed gives the shared weights the same values with and without it
+        # after all else, so that a seed gives the shared weights the same values with and without it
         self.time = TimeEmbedding(dim) if time != "none" else None
+        slots, tokens = layout
+        if slots is not None and len(slots) != max_len:
+            raise UserError(f"the data lay out {len(slots)} slots, but backbone.max_len={max_len}")
+        if tokens is not None and len(tokens) != vocab_size:
+            raise UserError(f"the data describe {len(tokens)} tokens, but backbone.vocab_size={vocab_size}")
+        learned = [] if positions == "rotary" else [torch.arange(max_len, device="cpu")[:, None]]
+        tables = [*learned, *([] if slots is None else [slots])]
+        self.slots = Columns(torch.cat(tables, 1), dim) if tables else None
+        self.parts = None if tokens is None else Columns(with_extra(tokens), dim)
         self.register_buffer("rope", rotations(max_len + 1, dim // heads), persistent=False)
+        self.rotary = positions != "learned"
 
     @property
     def conditioning_parameters(self) -> int:
@@ -131,6 +152,14 @@ class Transformer(nn.Module):
         if start + x.shape[1] > self.max_len:
             raise UserError(f"a sequence of {start + x.shape[1]} tokens exceeds backbone.max_len={self.max_len}")
         h = self.embed(x)
+        if self.parts is not None:
+            h = h + self.parts(x)
+        if self.slots is not None:
+            if positions is not None:
+                raise UserError(
+                    "orders that the network is told need backbone.positions=rotary and a plain layout"
+                )
+            h = h + self.slots(torch.arange(start, start + x.shape[1], device=x.device))
         condition = None
         if self.time is not None:
             if t is None:
@@ -139,7 +168,9 @@ class Transformer(nn.Module):
             if not self.adaln:
                 h = h + condition[:, None]
         h = self.dropout(h)
-        rope = self.rope[start : start + x.shape[1]] if positions is None else turns(self.rope, positions)
+        rope: Tensor | None = None
+        if self.rotary:
+            rope = self.rope[start : start + x.shape[1]] if positions is None else turns(self.rope, positions)
         seen = None
         if self.training and self.drop_attention > 0 and cache is None:
             seen = seen_keys(x.shape[0], x.shape[1], self.drop_attention, causal, x.device)
@@ -204,7 +235,9 @@ class Transformer(nn.Module):
         time works once per sequence. `causal=False` counts full attention whatever the network's flag.
         """
         causal = self.causal if causal is None else causal
-        matrices = {n: p.numel() for n, p in self.named_parameters() if p.ndim == 2 and not n.startswith("embed")}
+        matrices = {
+            n: p.numel() for n, p in self.named_parameters() if p.ndim == 2 and not n.startswith(LOOKED_UP)
+        }
         per_sequence = sum(size for n, size in matrices.items() if n.startswith("time.") or ".modulation." in n)
         per_token = sum(matrices.values()) - per_sequence * (1 - 1 / length)
         head = self.vocab_size * self.dim if self.tie else 0
@@ -235,7 +268,13 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, h: Tensor, rope: Tensor, causal: bool, condition: Any = None, cache: Any = None, seen: Any = None
+        self,
+        h: Tensor,
+        rope: Tensor | None,
+        causal: bool,
+        condition: Any = None,
+        cache: Any = None,
+        seen: Any = None,
     ) -> Tensor:
         if self.modulation is None:
             h = h + self.dropout(self.attend(self.norm1(h), rope, causal, cache, seen))
@@ -254,7 +293,7 @@ class Block(nn.Module):
     def attend(self, h, rope, causal, cache=None, seen=None):
         batch, length, dim = h.shape
         qk, v = self.qkv(h).view(batch, length, 3, self.heads, -1).split((2, 1), 2)
-        q, k = rotate(qk, rope).permute(2, 0, 3, 1, 4)
+        q, k = (qk if rope is None else rotate(qk, rope)).permute(2, 0, 3, 1, 4)
         v = v[:, :, 0].transpose(1, 2)
         read = length
         if cache is not None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlm import config
 from dlm.data.module import DataModule
 from dlm.errors import UserError
+from dlm.layout import NO_LAYOUT, Layout
 from dlm.lm import DiffusionLM, LanguageModel
 from dlm.noise import Stream, stream_seed
 from dlm.process import Process
@@ -31,10 +32,13 @@ def build_data(cfg: DictConfig) -> DataModule:
     )
 
 
-def build_model(cfg: DictConfig, fingerprint: str, total_steps: int) -> LanguageModel:
-    """The model of a run, initialised from its own stream: the same weights for every method at the same seed."""
+def build_model(cfg: DictConfig, fingerprint: str, total_steps: int, layout: Layout = NO_LAYOUT) -> LanguageModel:
+    """The model of a run, initialised from its own stream: the same weights for every method at the same seed.
+
+    `layout` is what the data say of their slots and tokens.
+    """
     torch.manual_seed(stream_seed(cfg.seed, Stream.INITIALISATION))
-    backbone = instantiate(cfg.backbone)
+    backbone = instantiate(cfg.backbone, _partial_=True)(layout=layout)
     settings = {"seed": cfg.seed, "eval_draws": cfg.evaluation.draws, "total_steps": total_steps}
     make = instantiate(cfg.method, _partial_=True)
     try:

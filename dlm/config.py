@@ -32,6 +32,10 @@ def bundled(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
+OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+"""${sum:a,b}: a sequence is as long as its parts, in the configurations of conf/data."""
+
+
 def methods() -> set[str]:
     """The names of conf/method."""
     return {path.stem for path in (bundled("conf") / "method").glob("*.yaml")}
@@ -54,6 +58,7 @@ class BackboneConfig:
     tie: bool = False
     attention: str = "auto"
     drop_attention: float = 0.0
+    positions: str = "rotary"
 
 
 @dataclass

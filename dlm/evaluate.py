@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -90,14 +91,13 @@ def measure(model: LanguageModel, data: DataModule, settings: Settings) -> dict[
 
 
 def draw_samples(model: LanguageModel, data: DataModule, settings: Settings) -> list[str]:
-    """Unconditional samples by the model's default sampler, from a fixed seed."""
+    """Samples by the model's default sampler, from a fixed seed: of whatever the data do not give."""
     if settings.samples == 0:
         return []
-    given = torch.zeros(settings.samples, data.source.seq_len, dtype=torch.long, device=model.device)
+    numbers = np.arange(settings.samples) % max(1, len(data.window_numbers(settings.split)))
+    x0, free = (tensor.to(model.device) for tensor in data.examples(settings.split, numbers))
     options: dict[str, Any] = {} if "autoregressive" in model.samplers else {"steps": settings.sample_steps}
-    sample = model.sample(
-        given, torch.ones_like(given, dtype=torch.bool), torch.Generator().manual_seed(0), **options
-    )
+    sample = model.sample(torch.where(free, 0, x0), free, torch.Generator().manual_seed(0), **options)
     return [data.source.decode(row) for row in sample.x.tolist()]
 
 
@@ -115,7 +115,7 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
         raise UserError(
             f"{path} was trained with {saved_vocabulary} symbols, its data now has {data.source.vocab_size}"
         )
-    model = build_model(cfg, data.source.fingerprint, total_steps=1)  # pyright: ignore[reportArgumentType]
+    model = build_model(cfg, data.source.fingerprint, 1, data.source.layout)  # pyright: ignore[reportArgumentType]
     file = run.checkpoint(checkpoint)
     content = load_checkpoint(file)
     model.on_load_checkpoint(content)

@@ -152,7 +152,7 @@ def fit_branches(
 def fit_branch(cfg: DictConfig, run: RunDirectory, data: DataModule, branch: Branch, logger: Any = None) -> None:
     """One branch, from its fork or from where it was interrupted."""
     cfg = OmegaConf.merge(cfg, {"optim": {"cooldown": cfg.branches.cooldown}})  # pyright: ignore
-    model = build_model(cfg, data.source.fingerprint, branch.steps)
+    model = build_model(cfg, data.source.fingerprint, branch.steps, data.source.layout)
     observe(model, data)
     ema = callbacks.Ema(cfg.optim.ema)
     parts = [

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     DROPOUT = 5
     INITIALISATION = 6
     ORDERS = 7  # one fixed permutation of the positions per number
+    VIEW = 8  # one address per training row: how its sequence is written down
 
 
 def generator(seed: int, stream: Stream, key: int) -> np.random.Generator:

@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dlm import callbacks, config, device, evaluate
+from dlm.backbone import LOOKED_UP
 from dlm.build import build_data, build_model, observe
 from dlm.data.module import DataModule
 from dlm.errors import UserError
@@ -45,7 +46,7 @@ def make_record(
     axes = log.axes(trainer)
     backbone, length = model.backbone, data.source.seq_len
     full = model.flops_per_token(length, causal=False) / model.flops_per_token(length)
-    embedding = sum(p.numel() for n, p in backbone.named_parameters() if n.startswith(("embed", "head")))
+    embedding = sum(p.numel() for n, p in backbone.named_parameters() if n.startswith((*LOOKED_UP, "head")))
     params = sum(p.numel() for p in model.parameters())
     return {
         "run": run.path.name,
@@ -55,7 +56,7 @@ def make_record(
         "arm": cfg.arm,
         "method": cfg.method["_target_"].rsplit(".", 1)[-1],
         "seed": cfg.seed,
-        "unique_tokens": len(data.source.tokens("train")),
+        "unique_tokens": data.source.size("train"),
         "params": params,
         "params_non_embedding": params - embedding,
         "params_conditioning": backbone.conditioning_parameters,
@@ -113,7 +114,7 @@ def train(cfg: DictConfig) -> Path:
         return run.path
     steps = plan_steps(cfg, data)
     branches(cfg, run, data)
-    model = build_model(cfg, data.source.fingerprint, steps)
+    model = build_model(cfg, data.source.fingerprint, steps, data.source.layout)
     observe(model, data)
     if not is_main_process():
         trainer = fit_trunk(cfg, run, data, model, steps, main=False)

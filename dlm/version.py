@@ -9,7 +9,7 @@ import torch
 
 PACKAGE = Path(__file__).parent
 DECISIVE = (
-    *("attention.py", "backbone.py", "augment.py", "optimisation.py", "lm.py", "dual.py", "noise.py"),
+    *("attention.py", "layout.py", "backbone.py", "augment.py", "optimisation.py", "lm.py", "dual.py", "noise.py"),
     *("metrics.py", "build.py", "callbacks.py", "fit.py"),
     *("process/*.py", "likelihood/*.py", "data/module.py", "data/sampler.py"),
 )

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlm.data.sampler import MicroBatch, ShardedBatches, StreamSampler
-from dlm.data.source import HELD_OUT, Source
+from dlm.data.source import HELD_OUT, Examples, Source
 from dlm.errors import UserError
+from dlm.noise import Stream, uniforms
 
 PASSAGE = 1024  # tokens
 
@@ -20,17 +21,17 @@ PASSAGE = 1024  # tokens
 class TrainWindows(Dataset):
     """Gathers a whole micro-batch at once from the circular training stream."""
 
-    def __init__(self, source: Source, batch_size: int) -> None:
+    def __init__(self, source: Source, batch_size: int, seed: int) -> None:
         self.source = source
         self.batch_size = batch_size
+        self.seed = seed
 
     def __getitem__(self, micro: MicroBatch) -> dict:
-        stream = self.source.tokens("train")
-        places = (micro.starts[:, None] + np.arange(self.source.seq_len)) % len(stream)
-        x0 = torch.from_numpy(stream[places].astype(np.int64))
+        shape = self.source.noise_shape
+        keys = micro.step * self.batch_size + micro.rows
+        noise = None if shape is None else uniforms(self.seed, Stream.VIEW, keys, *shape)
         return {
-            "x0": x0,
-            "target": torch.ones_like(x0, dtype=torch.bool),
+            **self.source.examples("train", micro.starts, noise)._asdict(),
             "step": micro.step,
             "rows": micro.rows.tolist(),  # not a tensor: reading it back from a GPU would stall every step
             "size": self.batch_size,
@@ -45,8 +46,10 @@ class EvalWindows(Dataset):
         self.split = split
 
     def __getitem__(self, numbers: Int[np.ndarray, " b"]) -> dict[str, Tensor]:
-        x0 = gather(self.source, self.split, numbers)
-        return {"x0": x0, "target": torch.ones_like(x0, dtype=torch.bool), "index": torch.from_numpy(numbers)}
+        return {
+            **self.source.examples(self.split, numbers * self.source.seq_len)._asdict(),
+            "index": torch.from_numpy(numbers),
+        }
 
 
 class DataModule(lightning.LightningDataModule):
@@ -85,7 +88,7 @@ class DataModule(lightning.LightningDataModule):
     @property
     def steps_per_epoch(self) -> float:
         """⌊U/L⌋ / B, rarely a whole number: a batch may straddle two epochs."""
-        return len(self.source.tokens("train")) // self.source.seq_len / self.batch_size
+        return self.source.size("train") // self.source.seq_len / self.batch_size
 
     def epoch_of(self, step: int) -> float:
         """How often each training token has been seen after `step` global batches."""
@@ -95,7 +98,7 @@ class DataModule(lightning.LightningDataModule):
         trainer = self.trainer
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         sampler = StreamSampler(
-            tokens=len(self.source.tokens("train")),
+            tokens=self.source.size("train"),
             seq_len=self.source.seq_len,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -105,7 +108,7 @@ class DataModule(lightning.LightningDataModule):
             start=trainer.global_step * accumulate if trainer else 0,
             **self._place,
         )
-        return self._loader(TrainWindows(self.source, self.batch_size), sampler)
+        return self._loader(TrainWindows(self.source, self.batch_size, self.seed), sampler)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader for each of `split_names`."""
@@ -120,13 +123,17 @@ class DataModule(lightning.LightningDataModule):
     def window_numbers(self, split: str, limit: int | None = None) -> Int[np.ndarray, " N"]:
         """Numbers of the windows of L tokens that tile the split, the remainder dropped; or `limit` of them,
         evenly spread."""
-        count = len(self.source.tokens(split)) // self.source.seq_len
+        count = self.source.size(split) // self.source.seq_len
         kept = count if limit is None else min(limit, count)
         return np.arange(kept, dtype=np.int64) * count // max(kept, 1)
 
     def windows(self, split: str, limit: int | None = None) -> Int[Tensor, "N L"]:
         """The tokens of those windows."""
-        return gather(self.source, split, self.window_numbers(split, limit))
+        return self.examples(split, self.window_numbers(split, limit)).x0
+
+    def examples(self, split: str, numbers: Int[np.ndarray, " N"]) -> Examples:
+        """The windows of these numbers."""
+        return self.source.examples(split, numbers * self.source.seq_len)
 
     def window_passages(self, split: str, limit: int | None = None) -> Int[np.ndarray, " N"]:
         """The passage of each of those windows: its document, and which PASSAGE tokens of it. Neighbouring windows
@@ -163,9 +170,3 @@ def starts_of_runs(numbers: UInt[np.ndarray, " U"]) -> tuple[list[int], list[int
     """Where each run of equal numbers begins, and its number."""
     starts = np.flatnonzero(np.diff(numbers.astype(np.int64), prepend=-1))
     return starts.tolist(), numbers[starts].tolist()
-
-
-def gather(source: Source, split: str, numbers: Int[np.ndarray, " N"]) -> Int[Tensor, "N L"]:
-    """The `numbers`-th of the consecutive windows of L tokens that tile the split."""
-    places = numbers[:, None] * source.seq_len + np.arange(source.seq_len)
-    return torch.from_numpy(source.tokens(split)[places].astype(np.int64))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.data.module import DataModule, gather
+from dlm.data.module import DataModule
 from dlm.lm import DiffusionLM, LanguageModel
 from dlm.measure.texts import Texts
 
@@ -106,7 +106,7 @@ class Subject:
     def windows(self, split: str, limit: int) -> tuple[Int[Tensor, "N L"], Int[Tensor, " N"]]:
         """`limit` windows of a split, evenly spread, and their numbers."""
         numbers = self.data.window_numbers(split, limit)
-        return gather(self.data.source, split, numbers), torch.from_numpy(numbers)
+        return self.data.examples(split, numbers).x0, torch.from_numpy(numbers)
 
     @torch.no_grad()
     def nats(

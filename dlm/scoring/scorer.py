@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dlm.data.module import DataModule, gather
+from dlm.data.module import DataModule
 from dlm.errors import UserError
 from dlm.likelihood import Counted, Kind, best_temperature, tempered
 from dlm.lm import LanguageModel
@@ -98,16 +98,15 @@ class Scorer:
     def _entries(
         self, kind: Kind, draws: int, split: str, temperature: float, round: int, part: list[int]
     ) -> list[Entry]:
-        x0 = gather(self.data.source, split, np.array(part)).to(self.model.device)
+        x0, target = (tensor.to(self.model.device) for tensor in self.data.examples(split, np.array(part)))
         denoise = Counted(tempered(self.model.backbone, temperature))
         seed = self.model.seed_of_evaluation + round
         started = time.perf_counter()
-        target = torch.ones_like(x0, dtype=torch.bool)
         nats = kind.draws(denoise, x0, target, torch.tensor(part), draws, seed).double().cpu()
         rows, seconds = denoise.rows / len(part), (time.perf_counter() - started) / len(part)
         return [
-            Entry(temperature, round, n, x0.shape[1], row, rows, seconds)
-            for n, row in zip(part, nats.tolist(), strict=True)
+            Entry(temperature, round, n, scored, row, rows, seconds)
+            for n, scored, row in zip(part, target.sum(1).tolist(), nats.tolist(), strict=True)
         ]
 
     def estimate(self, kind: Kind, draws: int, split: str, temperature: float = 1.0, rounds: int = 1) -> Estimate:

@@ -25,7 +25,7 @@ def prepare(plan: Plan, quiet: bool = False) -> dict[str, str]:
             continue
         source = instantiate(plan.compose(job.overrides).data)
         found[cell["cell"]] = source.fingerprint
-        tokens = len(source.tokens("train"))
+        tokens = source.size("train")
         if tokens < cell["unique_tokens"] // source.seq_len * source.seq_len:
             raise UserError(
                 f"cell {cell['cell']!r} wants {cell['unique_tokens']} unique tokens; the corpus has {tokens}"
