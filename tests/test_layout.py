@@ -67,9 +67,9 @@ def test_a_cached_network_reads_its_slots_where_they_are(positions):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="4 slots, but backbone.max_len=5"):
+    with pytest.raises(UserError, match=r"4 slots, but backbone\.max_len=5"):
         Transformer(3, max_len=5, dim=16, depth=1, heads=2, layout=Layout(slots=GRID))
-    with pytest.raises(UserError, match="4 tokens, but backbone.vocab_size=3"):
+    with pytest.raises(UserError, match=r"4 tokens, but backbone\.vocab_size=3"):
         Transformer(3, max_len=4, dim=16, depth=1, heads=2, layout=Layout(tokens=GRID))
     with pytest.raises(UserError, match="positions is one of"):
         Transformer(3, dim=16, depth=1, heads=2, positions="absolute")  # pyright: ignore

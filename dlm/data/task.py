@@ -26,6 +26,7 @@ class Judgement(NamedTuple):
     right: Int[np.ndarray, " B"]  # how many cells of it are
     cells: Int[np.ndarray, " B"]  # how many there are to answer
     first_error: UInt8[np.ndarray, " B"]  # a key of `error_kinds`: what the cell of the first wrong value was
+    fills: Int[np.ndarray, "B K"] | None = None  # fills up to the first error by kind, columns sorted(error_kinds)
 
 
 class TaskSource(Source):
