@@ -1,13 +1,13 @@
 """Tasks: sequences of which a part is given and the rest has one right answer.
 
-A `TaskSource` is a Source of examples laid end to end, of which example n of a split begins at n L. It says of every
-example which tokens are targets, and of every answer how right it is, whatever model and order it came from. One
-example may be written in several ways (the order of its cells, the names of its values): training draws one by
+A `TaskSource` is a Source of examples laid end to end, of which example n of a split begins at n L. It says of
+every example which tokens are targets, and of every answer how right it is, whatever model and order it came from.
+One example may be written in several ways (the order of its cells, the names of its values): training draws one by
 `noise`, held-out examples are always written in the same.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt, UInt8
@@ -39,7 +39,7 @@ class TaskSource(Source):
 
     aligned = True
     splits: tuple[str, ...] = SPLITS
-    error_kinds: dict[int, str] = {NO_ERROR: "none"}
+    error_kinds: ClassVar[dict[int, str]] = {NO_ERROR: "none"}
 
     @abstractmethod
     def count(self, split: str) -> int:
