@@ -2,6 +2,7 @@
 
 from dlm.process.base import Bound, Denoise, Process
 from dlm.process.flow import FlowMatching
+from dlm.process.focal import FocalDiffusion
 from dlm.process.genmd4 import GenMaskedDiffusion
 from dlm.process.masked import AnyOrder, MaskedDiffusion
 from dlm.process.score import ScoreMaskedDiffusion, ScoreUniformDiffusion
@@ -12,6 +13,7 @@ __all__ = [
     "Bound",
     "Denoise",
     "FlowMatching",
+    "FocalDiffusion",
     "GenMaskedDiffusion",
     "MaskedDiffusion",
     "Process",

@@ -57,6 +57,7 @@ class Process(nn.Module):
             converts, so that none can be fed the wrong one; a checkpoint says which it holds.
         mask_predictor: whether softmax(logits) at a masked position is the conditional of that token given the
             visible ones, whatever the time: then the network is an any-order autoregressive model as well.
+        proper: whether the exact network minimises the objective, as it minimises every bound.
         time_dependent: whether the optimal network depends on t, so that the backbone must be told it.
         noise_draws: how many independent rows of uniforms per sequence one `loss` needs.
         network_passes: how often one `loss` asks the network, which is what it costs.
@@ -70,6 +71,7 @@ class Process(nn.Module):
 
     predicts = "posterior"
     mask_predictor = False
+    proper = True
     time_dependent = True
     noise_draws = 1
     network_passes = 1
