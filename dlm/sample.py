@@ -41,15 +41,17 @@ class Options:
     times: list[float] | None = None  # instead of steps and grid: from at most 1 down to 0
     increment: str | None = None  # tau_leap: euler, exact
     corrector: float | None = None  # tau_leap of flow matching: how much noise is added and taken away again
-    remask: str | None = None  # remdm: cap, rescale
+    remask: str | None = None  # remdm: cap, rescale; ordered, with selection=value: true, false
     eta: float | None = None  # remdm: how much is masked again
     policy: str | None = None  # ordered: random, left_to_right, top_probability, margin, log_ratio, entropy
     per_step: int | None = None  # ordered: tokens at a time, instead of steps
+    reveal: str | None = None  # ordered, with steps: equal, binomial
     selection: str | None = None  # ordered: state (exact), value (by the drawn token's probability: biased)
     score_scale: str | None = None  # ordered: probability, log
     noise: str | None = None  # ordered: none, gumbel, gaussian
     noise_scale: float | None = None  # ordered: its coefficient
     anneal: str | None = None  # ordered: constant, masked_share
+    ties: str | None = None  # ordered: left, random
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Command(Options):
     n: int = 4
     seed: int = 0
     sampler: str | None = None  # by default the method's first
+    values: str = "sampled"  # or greedy: the likeliest of every law, instead of temperature and top_p
     temperature: float = 1.0
     top_p: float = 1.0
     page: str | None = None  # an HTML file for the picture of the generation
@@ -106,19 +109,39 @@ def options_for(model: LanguageModel, command: Command) -> dict[str, Any]:
     """
     name = model.sampler_name(command.sampler)
     takes = inspect.signature(getattr(sampling, name)).parameters
-    options: dict[str, Any] = {"warp": sampling.warp(command.temperature, command.top_p)}
+    options: dict[str, Any] = {"warp": warp_for(command.values, command.temperature, command.top_p)}
     for key in (field.name for field in fields(Options)):
         value = getattr(command, key)
         if value is None:
             continue
         if ("grid" if key == "times" else key) not in takes:
             raise UserError(f"the sampler {name} takes no {key} (given {key}={value})")
+        if key in takes and takes[key].annotation is bool:
+            if str(value).lower() not in ("true", "false"):
+                raise UserError(f"{key} of the sampler {name} is true or false, not {value}")
+            value = str(value).lower() == "true"
         options[key] = value
     if command.times is not None:
         if command.grid is not None:
             raise UserError(f"grid={command.grid} and times={command.times} contradict each other")
         options["grid"] = options.pop("times")
     return options
+
+
+def warp_for(values: str, temperature: float, top_p: float) -> sampling.Warp:
+    """What the values of tokens are drawn under: their own law, a colder one, or none at all.
+
+    Raises:
+        UserError: for a temperature or a nucleus beside values=greedy, which leaves nothing to draw.
+    """
+    if values not in ("sampled", "greedy"):
+        raise UserError(f"values is sampled or greedy, not {values!r}")
+    warp = sampling.warp(temperature, top_p)
+    if values == "sampled":
+        return warp
+    if temperature != 1 or top_p != 1:
+        raise UserError("values=greedy takes the likeliest token: give no temperature or top_p beside it")
+    return sampling.greedy
 
 
 def prompt_argument(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -150,6 +173,8 @@ def caveats(model: LanguageModel, command: Command, prompted: bool) -> list[str]
             "selection=value keeps the tokens that were drawn likeliest: not the model's own law, "
             "even for a perfect model"
         )
+    if (command.remask or "").lower() == "true":
+        found.append("remask=true asks anew for tokens that stand, which the network was never trained to predict")
     return found
 
 
@@ -223,7 +248,7 @@ def draw_page(
     """Write the picture of a generation."""
     trajectories = [
         Trajectory([source.decode([value]) for value in row], fixed_at, evaluations)
-        for row, fixed_at, evaluations in zip(*(part.tolist() for part in sample), strict=True)
+        for row, fixed_at, evaluations in zip(*(part.tolist() for part in sample[:3]), strict=True)
     ]
     method = type(model.process if isinstance(model, DiffusionLM) else model).__name__
     html = page(

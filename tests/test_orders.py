@@ -38,8 +38,20 @@ def leftmost(probs, candidates):
     return torch.nn.functional.one_hot(candidates.long().argmax(), len(candidates)).to(F64)
 
 
+PLACE = torch.tensor([5, -1, 2])  # the middle first, then the right
+
+
+def placed(probs, candidates):
+    return torch.nn.functional.one_hot(PLACE.masked_fill(~candidates, 99).argmin(), len(candidates)).to(F64)
+
+
 def rule(policy):
-    return {"random": uniform, "left_to_right": leftmost}.get(policy) or highest(sampling.POLICIES[policy])
+    rules = {"random": uniform, "left_to_right": leftmost, "given": placed}
+    return rules.get(policy) or highest(sampling.POLICIES[policy])
+
+
+def place_for(policy, place, rows):
+    return {"place": place.expand(rows, -1)} if policy == "given" else {}
 
 
 def blank(free=True, rows=DRAWS, length=3):
@@ -68,7 +80,7 @@ def test_any_rule_defines_a_distribution(policy):
 @each_policy
 def test_ordered_sampler_has_the_law_of_its_rule(policy):
     """T49: 27000 draws with a random network against the rule's enumerated law (chi-square)."""
-    sample = sampling.ordered(MD4, RN, *blank(), seeded(), policy)
+    sample = sampling.ordered(MD4, RN, *blank(), seeded(), policy, **place_for(policy, PLACE, DRAWS))
     assert agrees(sample.x, ordered_law(RN, WORLD, rule(policy)))
     assert (sample.evaluations == 3).all()
 
@@ -215,23 +227,24 @@ def test_a_bounded_score_drowns_where_the_log_ratio_does_not():
 # --- choosing by the value that was drawn ------------------------------------------------------------------------
 
 
-def value_law(net):
-    """The law of keeping the drawn token that is likeliest, by the sampler's own score and choice, over all joint
-    draws at the masked positions."""
+def value_law(net, remask=False):
+    """The law of keeping the drawn tokens that are likeliest, by the sampler's own score and choice, over all
+    joint draws at the masked positions: one more in every step, or with `remask` one, two, three of all."""
     order, states = Order(selection="value"), {(3, 3, 3): torch.ones((), dtype=F64)}
-    for _ in range(3):
+    for step in range(3):
         following = {}
         for state, mass in states.items():
             x = torch.tensor(state)[None]
-            masked = x == 3
+            masked = (x == 3) | remask
             logits = net(x, torch.ones(1, dtype=F64), masked)
             probs = logits.softmax(-1)
             for values in itertools.product(range(3), repeat=len(logits)):
                 drawn = torch.tensor(values)
                 weight = mass * probs.gather(1, drawn[:, None]).prod()
                 score = torch.zeros(1, 3, dtype=F64).masked_scatter(masked, order.of_values(logits, drawn))
-                kept = top(score, masked, torch.ones(1, dtype=torch.long))
-                to = tuple(torch.where(kept, x.masked_scatter(masked, drawn), x)[0].tolist())
+                kept = top(score, masked, torch.tensor([step + 1 if remask else 1]))
+                rest = 3 if remask else x
+                to = tuple(torch.where(kept, x.masked_scatter(masked, drawn), rest)[0].tolist())
                 following[to] = following.get(to, 0) + weight
         states = following
     return torch.stack([states.get(tuple(x.tolist()), torch.zeros((), dtype=F64)) for x in WORLD.clean])
@@ -247,6 +260,16 @@ def test_choosing_by_the_drawn_value_is_biased():
     x = sampling.ordered(MD4, EXACT, *blank(), seeded(3), selection="value").x
     assert agrees(x, law) and not agrees(x, WORLD.p)
     assert agrees(sampling.ordered(MD4, RN, *blank(), seeded(4), selection="value").x, value_law(RN))
+
+
+def test_predicting_anew_what_stands_has_its_law():
+    """Ye et al.'s rule with drawn values: 27 000 draws with a random network against its enumerated law, which is
+    another than without remasking (chi-square); one evaluation a step."""
+    law = value_law(RN, remask=True)
+    close(law.sum(), 1.0, 1e-12)
+    sample = sampling.ordered(MD4, RN, *blank(), seeded(5), selection="value", remask=True)
+    assert agrees(sample.x, law) and not agrees(sample.x, value_law(RN))
+    assert (sample.evaluations == 3).all()
 
 
 # --- several tokens at a time ------------------------------------------------------------------------------------
@@ -317,7 +340,8 @@ def test_several_tokens_at_a_time(policy, per_step):
     """Every row is ranked by itself: full blocks first, then its own remainder, and no evaluation beyond."""
     given, free = blank(rows=5, length=8)
     free[2, 4:] = False
-    sample = sampling.ordered(MaskedDiffusion(3), everywhere, given, free, seeded(), policy, per_step)
+    place = place_for(policy, torch.arange(8), 5)
+    sample = sampling.ordered(MaskedDiffusion(3), everywhere, given, free, seeded(), policy, per_step, **place)
     tokens = free.sum(1)
     assert torch.equal(sample.evaluations, -(-tokens // per_step))
     for row in range(5):
@@ -354,6 +378,16 @@ def test_several_tokens_at_a_time(policy, per_step):
         ({"policy": "log_ratio", "score_scale": "log"}, "score_scale=log"),
         ({"policy": "random", "score_scale": "log"}, "score_scale=log"),
         ({"policy": "margin", "score_scale": "decibel"}, "decibel"),
+        ({"policy": "margin", "ties": "top"}, "ties is one of left, random, not 'top'"),
+        ({"policy": "margin", "reveal": "poisson"}, "poisson"),
+        ({"policy": "margin", "reveal": "binomial"}, "steps="),
+        ({"policy": "margin", "reveal": "binomial", "per_step": 2}, "steps="),
+        ({"policy": "margin", "remask": True}, "selection=value"),
+        ({"selection": "value", "remask": "cap"}, "remask is one of False, True, not 'cap'"),
+        ({"policy": "given"}, "needs the place"),
+        ({"policy": "given", "noise": "gumbel", "place": torch.zeros(2, 8)}, "has none"),
+        ({"policy": "given", "place": torch.zeros(8)}, "place has the shape .8,., the sequences .2, 8."),
+        ({"policy": "margin", "place": torch.zeros(2, 8)}, "not of policy=margin"),
     ],
     ids=str,
 )

@@ -63,15 +63,15 @@ def test_a_row_is_a_function_of_the_seed_and_its_number(method, sampler):
     given, free = blank()
     other, holes = given.clone(), free.clone()
     other[4], holes[4, :5] = 3, False
-    if sampler == "autoregressive":
-        holes, other = free, given
+    if method == "arm_permuted":  # its prompts are wherever it reads first
+        holes = free
     samples = [
         model.sample(given, free, seeded(), sampler, **options(sampler)),
         model.sample(given[:2], free[:2], seeded(), sampler, **options(sampler)),
         model.sample(other, holes, seeded(), sampler, **options(sampler)),
     ]
     for again in samples[1:]:
-        assert all(torch.equal(a[:2], b[:2]) for a, b in zip(samples[0], again, strict=True))
+        assert all(torch.equal(a[:2], b[:2]) for a, b in zip(samples[0][:3], again[:3], strict=True))
     assert not torch.equal(samples[0].x, model.sample(given, free, seeded(1), sampler, **options(sampler)).x)
     assert len(samples[0].x.unique(dim=0)) > 1, "rows are not copies of one another"
 
@@ -170,7 +170,8 @@ def test_left_to_right_samples_have_the_law_of_their_likelihood():
     model = shaken("arm", "seq_len=2", "data.held_out=64")
     strings = torch.cartesian_prod(torch.arange(4), torch.arange(4))
     with torch.no_grad():
-        law = (-model.token_nll(strings, torch.ones_like(strings, dtype=torch.bool)).double().sum(1)).exp()
+        every, index = torch.ones_like(strings, dtype=torch.bool), torch.arange(len(strings))
+        law = (-model.nll_draws(strings, every, index, 1)[:, 0]).exp()
     assert abs(law.sum() - 1) < 1e-5 and law.std() > 0.01
     x = model.sample(*blank(40_000, 2), seeded()).x
     seen = (4 * x[:, 0] + x[:, 1]).bincount(minlength=16).to(F64)
@@ -182,7 +183,50 @@ def test_a_causal_model_cannot_fill_in():
     free[:, 4] = False
     with pytest.raises(UserError, match="only continue"):
         MODELS["arm"].sample(given, free, seeded())
-    given, free = blank()
-    free[1, :3] = False
-    with pytest.raises(UserError, match="same length"):
-        MODELS["arm"].sample(given, free, seeded())
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_prompts_of_different_lengths_continue_in_one_batch(cached):
+    """Six rows, prompts of 0 to 8 tokens: each comes out as in a batch whose prompts all have its length; the
+    steps count from its own first free position, the evaluations are its free tokens, and what is watched shows
+    every row's own state."""
+    model, (given, free) = MODELS["arm"], blank(rows=6)
+    given = torch.randint(4, given.shape, generator=seeded(3))
+    begin = torch.tensor([3, 0, 8, 5, 7, 3])
+    free = torch.arange(8) >= begin[:, None]
+    seen = []
+    watch = lambda step, x: seen.append((step.clone(), x.clone()))  # noqa: E731
+    together = model.sample(given, free, seeded(), cached=cached, watch=watch)
+    for row in range(6):
+        alike = model.sample(given, free[row].expand(6, -1), seeded(), cached=cached)
+        assert all(torch.equal(a[row], b[row]) for a, b in zip(together[:3], alike[:3], strict=True))
+    assert torch.equal(together.evaluations, 8 - begin) and torch.equal(together.x[~free], given[~free])
+    assert len(seen) == 8 and torch.equal(seen[-1][1], together.x)
+    assert seen[4][0].tolist() == [1, 4, -1, -1, -1, 1]
+    assert (seen[4][1][0, 5:] == 4).all() and torch.equal(seen[4][1][3, :5], given[3, :5])
+
+
+# --- without chance -------------------------------------------------------------------------------------------
+
+
+def test_greedy_takes_the_first_of_the_likeliest():
+    """All mass on one token, whatever the uniform, both ends included; ties to the left; any shape."""
+    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 5.0], [-torch.inf, -torch.inf, 0.0]], dtype=F64)
+    warped = sampling.greedy(logits)
+    assert torch.equal(warped.softmax(-1), torch.eye(3, dtype=F64)[[1, 0, 2]])
+    for u in (0.0, 0.5, 1 - 2.0**-53):
+        assert sampling.draw(warped.softmax(-1), torch.full((3,), u, dtype=F64)).tolist() == [1, 0, 2]
+    assert torch.equal(sampling.greedy(logits[None])[0], warped)
+
+
+@each_sampler
+def test_greedy_values_are_those_of_a_cold_sampler(method, sampler):
+    if method == "sedd_uniform":
+        with pytest.raises(UserError, match="predicts ratios"):
+            MODELS[method].sample(*blank(), seeded(), sampler, warp=sampling.greedy, **options(sampler))
+        return
+    greedy, cold = (
+        MODELS[method].sample(*blank(), seeded(), sampler, warp=w, **options(sampler))
+        for w in (sampling.greedy, sampling.warp(1e-6))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(greedy[:3], cold[:3], strict=True))

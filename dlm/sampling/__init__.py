@@ -11,7 +11,7 @@
 """
 
 from dlm.sampling.autoregressive import autoregressive
-from dlm.sampling.core import DEFAULT_STEPS, Sample, Warp, Watch, draw, time_grid, warp
+from dlm.sampling.core import DEFAULT_STEPS, Sample, Warp, Watch, draw, greedy, time_grid, warp
 from dlm.sampling.diffusion import ancestral, remdm, tau_leap
 from dlm.sampling.hitting import first_hitting, thinning
 from dlm.sampling.ordered import Order, ordered
@@ -29,6 +29,7 @@ __all__ = [
     "autoregressive",
     "draw",
     "first_hitting",
+    "greedy",
     "ordered",
     "remdm",
     "tau_leap",

@@ -22,28 +22,29 @@ def autoregressive(
 ) -> Sample:
     """Draw from p(x^i | x^{<i}); `cached=False` re-reads the whole prefix, for comparison.
 
+    Every row continues its own prompt, whose length may differ from row to row, and is asked once per free token.
+
     Raises:
         UserError: if a given token stands to the right of a free one: a causal model cannot see it.
     """
     if (free[:, :-1] & ~free[:, 1:]).any():
         raise UserError("an autoregressive model can only continue a prompt, not fill in before given text")
-    if (free != free[:1]).any():
-        raise UserError("all prompts of one autoregressive batch must have the same length")
     x, (batch, length) = given.clone(), given.shape
     noise, every = RowNoise(generator, batch, length, given.device), torch.arange(batch, device=given.device)
-    begin = int((~free[0]).sum())
+    position = torch.arange(length, device=given.device)
+    begin = (~free).sum(1)
     inputs = torch.cat([torch.full_like(x[:, :1], backbone.vocab_size), x], 1)
     cache = backbone.new_cache(batch) if cached else None
     read = 0
-    for i in range(begin, length):
+    for i in range(int(begin.min()), length):
+        rows = every[free[:, i]]
         at_last = torch.zeros(batch, i + 1 - read, dtype=torch.bool, device=x.device)
-        at_last[:, -1] = True
+        at_last[rows, -1] = True
         logits = backbone(inputs[:, read : i + 1], None, at_last, cache)
-        step = torch.full_like(every, i - begin)
-        u = noise.at(every, step, VALUE, torch.full_like(every, i))
-        inputs[:, i + 1] = x[:, i] = draw(warp(logits.double()).softmax(-1), u)
+        u = noise.at(rows, i - begin[rows], VALUE, torch.full_like(rows, i))
+        values = draw(warp(logits.double()).softmax(-1), u)
+        inputs[rows, i + 1] = x[rows, i] = values
         read = i + 1 if cached else 0
         if watch is not None:  # what is still to come shows as the start symbol
-            watch(step, torch.where(free & (torch.arange(length, device=x.device) > i), backbone.vocab_size, x))
-    steps = torch.arange(length, device=x.device) - begin
-    return Sample(x, torch.where(free, steps, -1), free.sum(1))
+            watch((i - begin).clamp(min=-1), torch.where(free & (position > i), backbone.vocab_size, x))
+    return Sample(x, torch.where(free, position - begin[:, None], -1), free.sum(1))

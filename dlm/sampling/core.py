@@ -36,6 +36,7 @@ class Sample(NamedTuple):
     x: Int[Tensor, "B L"]
     fixed_at: Int[Tensor, "B L"]  # the step at which each token took its final value; -1 for a prompt
     evaluations: Int[Tensor, " B"]  # network evaluations each row needed (NFE)
+    ties: Int[Tensor, " B"] | None = None  # steps whose cut fell between equal scores; None if nothing is ranked
 
 
 Warp = Callable[[Tensor], Tensor]
@@ -54,6 +55,12 @@ Law = Callable[[Float[Tensor, "N V"], Int[Tensor, " N"], Int[Tensor, " N"]], Flo
 def unwarped(logits: Float[Tensor, "*N V"]) -> Float[Tensor, "*N V"]:
     """The model's own law."""
     return logits
+
+
+def greedy(logits: Float[Tensor, "*N V"]) -> Float[Tensor, "*N V"]:
+    """All mass on the likeliest token, on the first of several: a warp under which nothing is left to chance."""
+    best = torch.full_like(logits, -torch.inf)
+    return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
 
 
 def warp(temperature: float = 1.0, top_p: float = 1.0) -> Warp:

@@ -17,12 +17,25 @@ GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit integers, which wrap 
 MIX1, MIX2 = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
+class Numbered(torch.Generator):
+    """A generator for rows that have numbers of their own (of the puzzles they are): their noise is a function of
+    (seed, number), whatever rows are beside them. Rows of any other generator are numbered as they stand."""
+
+    def __new__(cls, seed: int, numbers: Int[Tensor, " B"]):
+        return super().__new__(cls)
+
+    def __init__(self, seed: int, numbers: Int[Tensor, " B"]):
+        self.manual_seed(seed)
+        self.numbers = numbers
+
+
 class RowNoise:
     """Float64 uniforms on [0, 1) for rows of `length` positions; the seed is the generator's next number."""
 
     def __init__(self, generator: torch.Generator, rows: int, length: int, device: torch.device):
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)
-        origin = mix(seed.to(device) + GAMMA * torch.arange(1, rows + 1, device=device))
+        numbers = generator.numbers if isinstance(generator, Numbered) else torch.arange(rows)
+        origin = mix(seed.to(device) + GAMMA * (numbers.to(device) + 1))
         self.origin, self.length, self.device = mix(origin ^ MIX1), length, device
 
     def at(

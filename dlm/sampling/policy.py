@@ -53,6 +53,7 @@ LOG_SCALED = ("top_probability", "margin")
 POLICIES: dict[str, Policy | None] = {  # those without a score need no network to choose
     "random": None,
     "left_to_right": None,
+    "given": None,
     "top_probability": top_probability,
     "margin": margin,
     "log_ratio": log_ratio,
