@@ -4,6 +4,7 @@
     python -m dlm.evaluate run=DIR likelihood=bound precision=0.005          draws until it is that precise
     python -m dlm.evaluate run=DIR likelihood=left_to_right,margin,mixture orders=16 windows=64
     python -m dlm.evaluate run=DIR likelihood=steps steps=256 grid=cosine calibrate=true
+    python -m dlm.evaluate run=DIR likelihood=permuted closeness=closer permutation_seed=1
     torchrun --nproc-per-node 2 -m dlm.evaluate run=DIR likelihood=all       on several processes
 
 Every number names its kind: "exact", or the bound it is; dlm/likelihood/kinds.py says what each name means.
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dlm import config
+from dlm.augment import CLOSENESS, Permutation
 from dlm.build import build_data, build_model
 from dlm.data.module import DataModule
 from dlm.errors import UserError
@@ -108,14 +110,36 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
         UserError: if the directory, its checkpoint, vocabulary or corpus is not what the run was trained with.
     """
     run = RunDirectory(path)
-    cfg = OmegaConf.merge(OmegaConf.structured(config.RunConfig), run.read_config())
-    saved_vocabulary = run.read_config()["vocab_size"]
-    data = build_data(cfg)  # pyright: ignore[reportArgumentType]
-    if data.source.vocab_size != saved_vocabulary:
+    cfg, data = load_data(run)
+    return load_model(run, cfg, data, checkpoint), data, run
+
+
+def load_data(run: RunDirectory, changes: dict[str, Any] | None = None) -> tuple[DictConfig, DataModule]:
+    """A run's configuration and data, some settings of the data changed.
+
+    Raises:
+        UserError: for a setting that its data do not have, or another vocabulary than it was trained with.
+    """
+    saved = run.read_config()
+    for key in changes or {}:
+        if key not in saved["data"]:
+            raise UserError(f"the data of {run.path} ({saved['data'].get('_target_')}) have no setting {key!r}")
+    cfg: Any = OmegaConf.merge(OmegaConf.structured(config.RunConfig), saved, {"data": changes or {}})
+    data = build_data(cfg)
+    if data.source.vocab_size != saved["vocab_size"]:
         raise UserError(
-            f"{path} was trained with {saved_vocabulary} symbols, its data now has {data.source.vocab_size}"
+            f"{run.path} was trained with {saved['vocab_size']} symbols, its data now has {data.source.vocab_size}"
         )
-    model = build_model(cfg, data.source.fingerprint, 1, data.source.layout)  # pyright: ignore[reportArgumentType]
+    return cfg, data
+
+
+def load_model(run: RunDirectory, cfg: DictConfig, data: DataModule, checkpoint: str = "best") -> LanguageModel:
+    """The model of a run with the weights of a checkpoint, in evaluation mode and on the GPU if there is one.
+
+    Raises:
+        UserError: if the checkpoint is missing, damaged, or of another configuration or corpus.
+    """
+    model = build_model(cfg, data.source.fingerprint, 1, data.source.layout)
     file = run.checkpoint(checkpoint)
     content = load_checkpoint(file)
     model.on_load_checkpoint(content)
@@ -125,7 +149,7 @@ def load_run(path: Path, checkpoint: str = "best") -> tuple[LanguageModel, DataM
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} does not fit the run's configuration: {reason}") from error
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device), data, run
+    return model.eval().to(device)
 
 
 @dataclass
@@ -142,6 +166,8 @@ class Command:
     likelihood: str | None = None  # names of dlm/likelihood/kinds.py, or bound, or all; null: the record's block
     steps: int | None = None  # of likelihood=steps
     grid: str | None = None  # of likelihood=steps: uniform or cosine
+    closeness: str | None = None  # of likelihood=permuted: identity, much_closer, closer, uniform
+    permutation_seed: int | None = None  # of likelihood=permuted: 0
     orders: int | None = None  # of random_order, mixture, order_variance: 8
     precision: float | None = None  # nats per token of Monte-Carlo error to draw down to
     max_draws: int | None = None  # per window, with `precision`: 4096
@@ -154,7 +180,7 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
     Raises:
         UserError: for one that the model does not have, or an option that none of them takes.
     """
-    has = model.likelihoods(command.steps, command.grid)
+    has = model.likelihoods(command.steps, command.grid, permutation(command))
     headline = next(iter(has))
     everything = ",".join(has)
     wanted = everything if command.likelihood == "all" else command.likelihood or headline
@@ -162,12 +188,23 @@ def chosen(model: LanguageModel, command: Command) -> dict[str, Kind]:
     if has[headline].bound != EXACT:  # an autoregressive model has no bound
         asked = [headline if name == "bound" else name for name in asked]
     for name in asked:
+        if name == "permuted" and name not in has and has.keys() >= {"left_to_right", "exact_count"}:
+            raise UserError(f"likelihood=permuted: give the order, closeness={'|'.join(CLOSENESS)}")
         if name not in has:
             raise UserError(f"likelihood={name}: this {type(model).__name__} has {', '.join(has)}, no {name!r}")
     kinds = {name: has[name] for name in asked}
     check_calibration(model, command)
     check_options(kinds, command)
     return kinds
+
+
+def permutation(command: Command) -> Permutation | None:
+    """The fixed order asked for. Raises UserError for a seed without a closeness."""
+    if command.closeness is not None:
+        return Permutation(command.closeness, command.permutation_seed or 0)
+    if command.permutation_seed is not None:
+        raise UserError(f"permutation_seed={command.permutation_seed} belongs to closeness, which is not given")
+    return None
 
 
 def check_calibration(model: LanguageModel, command: Command) -> None:
@@ -183,6 +220,7 @@ def check_options(kinds: dict[str, Kind], command: Command) -> None:
     for option, fits, where in (
         ("steps", "steps" in kinds, "likelihood=steps"),
         ("grid", "steps" in kinds, "likelihood=steps"),
+        ("closeness", "permuted" in kinds, "likelihood=permuted"),
         ("orders", "orders" in counts, "likelihood=random_order, mixture or order_variance"),
         ("draws", "draws" in counts, "a likelihood that is drawn"),
     ):

@@ -1,5 +1,6 @@
 """Files that a reader never sees half of: whole ones are moved into place, rows are appended in one write."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -47,6 +48,24 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def held(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file against a second process; the lock dies with its holder.
+
+    Raises:
+        UserError: saying `taken` if another process holds it.
+    """
+    with writing(path):
+        handle = os.open(path, os.O_CREAT | os.O_WRONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(taken) from error
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,7 +13,6 @@
 Whole files are written beside their place and moved into it, so a reader never sees half of one.
 """
 
-import fcntl
 import os
 import pickle
 import zipfile
@@ -27,7 +26,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dlm.errors import UserError
-from dlm.files import drop_torn_line, read_json, write_atomically
+from dlm.files import drop_torn_line, held, read_json, write_atomically
 
 
 class RunDirectory:
@@ -86,11 +85,7 @@ class RunDirectory:
         Raises:
             UserError: if another process is training this very run.
         """
-        with open(self.path / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is training {self.path}") from error
+        with held(self.path / ".lock", f"another process is training {self.path}"):
             for rows in (self.metrics, self.windows, self.branches):
                 drop_torn_line(rows)
             for half in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:

@@ -7,14 +7,16 @@ One example may be written in several ways (the order of its cells, the names of
 """
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt, UInt8
 from torch import Tensor
 
 from dlm.data.source import SPLITS, Examples, Source
+from dlm.layout import Layout
 
+AT_ONCE = 1 << 14  # examples
 NO_ERROR = 0
 """The kind of the first error of an answer that has none."""
 
@@ -40,6 +42,11 @@ class TaskSource(Source):
     aligned = True
     splits: tuple[str, ...] = SPLITS
     error_kinds: ClassVar[dict[int, str]] = {NO_ERROR: "none"}
+
+    @classmethod
+    def outline(cls, **settings: Any) -> tuple[int, Layout]:
+        """Vocabulary size and layout of the data that these settings would make, without making any."""
+        raise NotImplementedError
 
     @abstractmethod
     def count(self, split: str) -> int:
@@ -70,6 +77,14 @@ class TaskSource(Source):
         first. None where there is no such order, or the sequence is written in it already."""
         return None
 
+    def trace(
+        self, split: str, number: int, x: Int[np.ndarray, " L"], fixed_at: Int[np.ndarray, " L"]
+    ) -> dict[str, Any] | None:
+        """How one answer came about, for a picture, as plain JSON: size, and by cell the puzzle (0: blank), the
+        solution, the answer, the step at which each was filled (-1: given) and the error kind of the cell at that
+        moment (`kind`, 0 for givens). None where answers fill no board."""
+        return None
+
     def size(self, split: str) -> int:
         return self.count(split) * self.seq_len
 
@@ -79,8 +94,10 @@ class TaskSource(Source):
         return self.written(split, starts // self.seq_len % self.count(split), noise)
 
     def tokens(self, split: str) -> UInt[np.ndarray, " U"]:
-        examples = self.written(split, np.arange(self.count(split)), None)
-        return examples.x0.flatten().numpy().astype(np.uint16)
+        numbers = np.arange(self.count(split))
+        parts = (numbers[first : first + AT_ONCE] for first in range(0, len(numbers), AT_ONCE))
+        found = [self.written(split, part, None).x0.flatten().numpy().astype(np.uint16) for part in parts]
+        return np.concatenate([np.zeros(0, dtype=np.uint16), *found])
 
     def chars(self, split: str) -> int:
         return self.size(split)
