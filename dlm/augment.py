@@ -1,11 +1,14 @@
-"""Views of a training sequence: what an autoregressive model reads instead of it, and in which order.
+"""Views of a sequence: what an autoregressive model reads instead of it, and in which order.
 
-Both leave the targets clean, so that what is learned stays -log p(x^i | what was read).  They are used in training
-alone; held-out scores and samples read every token, from left to right.  Noise comes as uniforms addressed by
-(seed, step, row), and a function of it decides: the same rows are disturbed alike on every machine.
+All leave the targets clean, so that what is learned stays -log p(x^i | what was read).  Disturbed inputs and
+several orders are used in training alone; held-out scores and samples read every token, from left to right.  Their
+noise comes as uniforms addressed by (seed, step, row), and a function of it decides: the same rows are disturbed
+alike on every machine.  A `Permutation` is part of the model: it reads every text in that one order, always.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -127,6 +130,63 @@ def listed(orders: Orders, length: int) -> tuple[Int[Tensor, "K L"], Float[Tenso
         return torch.stack([raster, *random]), share
     backwards = torch.tensor([orders.reversed], dtype=torch.float64)
     return torch.stack([raster, *random, raster.flip(0)]), torch.cat([share, backwards])
+
+
+SWAPS: dict[str, Callable[[int], int]] = {
+    "identity": lambda length: 0,
+    "much_closer": lambda length: round(math.sqrt(length)),
+    "closer": lambda length: round(length / 10),
+}
+"""How many random transpositions lead from reading order to an order of that closeness."""
+UNIFORM = "uniform"
+CLOSENESS = (*SWAPS, UNIFORM)
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """One fixed order in which every text is read, as if it had been written so (Kim et al. 2025, section 3.2).
+
+    Their pi-learner is an autoregressive model of pi(x). pi is a uniformly random permutation, or reading order
+    after so many random transpositions of two different positions: L/10 ("closer", 205 of 2,048) or sqrt(L)
+    ("much_closer", 45), to the nearest whole number. Those of one seed are the first so many of one sequence of
+    transpositions; the order depends on `seed` and L alone, not on a run's seed.
+
+    Raises:
+        UserError: for another closeness, or a negative seed.
+    """
+
+    closeness: str = "closer"
+    seed: int = 0
+    length: int | None = field(default=None, compare=False)  # of the only texts that it may order
+
+    def __post_init__(self) -> None:
+        if self.closeness not in CLOSENESS:
+            raise UserError(f"closeness is one of {', '.join(CLOSENESS)}, not {self.closeness!r}")
+        if self.seed < 0:
+            raise UserError(f"the seed {self.seed} of a permutation is negative")
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is more than reading order."""
+        return self.closeness != "identity"
+
+    def order(self, length: int) -> Int[Tensor, " L"]:
+        """order[j] is the position that is read j-th. Raises UserError for another length than its own."""
+        if self.length not in (None, length):
+            raise UserError(f"a model of permuted text reads texts of {self.length} tokens, not of {length}")
+        return permuted(self, length)
+
+
+@cache
+def permuted(permutation: Permutation, length: int) -> Int[Tensor, " L"]:
+    draws = generator(permutation.seed, Stream.ORDERS, 0)  # those of `Orders` begin at 1
+    if permutation.closeness == UNIFORM:
+        return torch.from_numpy(draws.permutation(length))
+    order = torch.arange(length)
+    for _ in range(SWAPS[permutation.closeness](length) if length > 1 else 0):
+        pair = torch.from_numpy(draws.choice(length, 2, replace=False))
+        order[pair] = order[pair.flip(0)]
+    return order
 
 
 def check_share(name: str, value: float) -> None:

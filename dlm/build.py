@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dlm import config
 from dlm.data.module import DataModule
+from dlm.data.task import TaskSource
 from dlm.errors import UserError
 from dlm.layout import NO_LAYOUT, Layout
 from dlm.lm import DiffusionLM, LanguageModel
@@ -30,6 +31,19 @@ def build_data(cfg: DictConfig) -> DataModule:
         eval_batch_size=evaluation.batch_size,
         num_workers=cfg.trainer.num_workers,
     )
+
+
+def outline(cfg: DictConfig) -> tuple[int | None, Layout]:
+    """Vocabulary size and layout as far as the configuration of the data tells them: no data are made."""
+    kind = get_object(cfg.data["_target_"])
+    if isinstance(kind, type) and issubclass(kind, TaskSource):
+        settings = config.resolved(cfg.data)
+        return kind.outline(**{key: value for key, value in settings.items() if key != "_target_"})
+    for key in ("data.vocab_size", "data.tokenizer.vocab_size"):
+        size = OmegaConf.select(cfg, key)
+        if size is not None:
+            return size, NO_LAYOUT
+    return None, NO_LAYOUT
 
 
 def build_model(cfg: DictConfig, fingerprint: str, total_steps: int, layout: Layout = NO_LAYOUT) -> LanguageModel:

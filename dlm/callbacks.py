@@ -27,6 +27,22 @@ def evaluation_steps(total: int, steps_per_epoch: float, per_octave: int, first_
     return sorted(marks | {total})
 
 
+def ends_a_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch is the last of its optimiser step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def loss_row(scores: dict[str, Score]) -> dict[str, float]:
+    """Held-out losses with their errors, nats per token, as rows and loggers name them."""
+    parts = ("nll", "se", "se_draws")
+    return {f"{split}/{part}": getattr(score, part) for split, score in scores.items() for part in parts}
+
+
+def window_losses(score: Score) -> list[float]:
+    """The loss of every window, as it is kept."""
+    return [round(value, 6) for value in score.per_window]
+
+
 class Ema(WeightAveraging):
     """Exponential moving average with a warm-up: decay_n = min(decay, (1 + n) / (10 + n)).
 
@@ -64,8 +80,7 @@ class EvaluationSchedule(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        last_micro_batch = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = last_micro_batch and trainer.global_step + 1 in self.steps
+        due = ends_a_step(trainer, batch_idx) and trainer.global_step + 1 in self.steps
         trainer.val_check_batch = 1 if due else float("inf")
 
 
@@ -120,8 +135,7 @@ class KeepLast(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and step % self.every == 0 and step not in self.evaluations:
+        if ends_a_step(trainer, batch_idx) and step % self.every == 0 and step not in self.evaluations:
             trainer.save_checkpoint(self.path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,8 +172,7 @@ class KeepForks(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and trainer.global_step in self.paths:
+        if ends_a_step(trainer, batch_idx) and trainer.global_step in self.paths:
             trainer.save_checkpoint(self.paths[trainer.global_step])
 
 
@@ -172,8 +185,7 @@ class KeepSnapshots(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and trainer.is_global_zero and trainer.global_step in self.paths:
+        if ends_a_step(trainer, batch_idx) and trainer.is_global_zero and trainer.global_step in self.paths:
             content = {"state_dict": self.ema.averaged(), "identity": pl_module.identity}
             AtomicCheckpointIO().save_checkpoint(content, self.paths[trainer.global_step])
 
@@ -252,7 +264,7 @@ class RunLog(Callback):
         self.scored = self.scored + outputs["scored"]  # a tensor: reading it here would stall a GPU
         self.losses.append(torch.stack([outputs["loss"].detach(), outputs["nelbo"]]))
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_a_step(trainer, batch_idx):
             return
         micro_batches, self.losses = torch.stack(self.losses), []
         if step % self.every:
@@ -277,13 +289,11 @@ class RunLog(Callback):
         self.evaluation_seconds += now - self.clock
         self.clock = now
         scores: dict[str, Score] = pl_module.scores  # pyright: ignore[reportAssignmentType]
-        row = self.axes(trainer)
-        for split, score in scores.items():
-            row |= {f"{split}/nll": score.nll, f"{split}/se": score.se, f"{split}/se_draws": score.se_draws}
-            if trainer.is_global_zero:
-                nll = [round(v, 6) for v in score.per_window]
-                append_row(self.run.windows, {"step": trainer.global_step, "split": split, "nll": nll})
-        self.write(trainer, row)
+        if trainer.is_global_zero:
+            for split, score in scores.items():
+                row = {"step": trainer.global_step, "split": split, "nll": window_losses(score)}
+                append_row(self.run.windows, row)
+        self.write(trainer, self.axes(trainer) | loss_row(scores))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "evaluation_seconds": self.evaluation_seconds, "scored": int(self.scored)}
@@ -306,11 +316,9 @@ class BranchLog(RunLog):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores: dict[str, Score] = pl_module.scores  # pyright: ignore[reportAssignmentType]
-        losses: dict[str, Any] = {}
-        for split, score in scores.items():
-            losses |= {f"{split}/nll": score.nll, f"{split}/se": score.se, f"{split}/se_draws": score.se_draws}
-        windows = {split: [round(v, 6) for v in score.per_window] for split, score in scores.items()}
+        losses = loss_row(scores)
         if trainer.is_global_zero:
+            windows = {split: window_losses(score) for split, score in scores.items()}
             row = self.axes(trainer) | losses | {"epoch": self.epoch, "windows": windows}
             append_row(self.run.branches, row)
         if self.logger is not None:

@@ -36,6 +36,24 @@ OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=Tr
 """${sum:a,b}: a sequence is as long as its parts, in the configurations of conf/data."""
 
 
+def puzzle_length(size: int, name: str) -> int:
+    """${puzzle_length:${data.size},${data.format}}: the tokens of a Sudoku."""
+    from dlm.data.sudoku.formats import puzzle_length as length  # numba takes half a second to import
+
+    return length(size, name)
+
+
+def zebra_length(houses: int, attributes: int, name: str, clues: int | None) -> int:
+    """${zebra_length:${data.houses},${data.attributes},${data.format},${data.clues}}: those of a zebra puzzle."""
+    from dlm.data.zebra.formats import zebra_length as length
+
+    return length(houses, attributes, name, clues)
+
+
+OmegaConf.register_new_resolver("puzzle_length", puzzle_length, replace=True)
+OmegaConf.register_new_resolver("zebra_length", zebra_length, replace=True)
+
+
 def methods() -> set[str]:
     """The names of conf/method."""
     return {path.stem for path in (bundled("conf") / "method").glob("*.yaml")}
@@ -229,9 +247,18 @@ CONFIG_ERRORS = (
 )
 
 
+def user_error(error: BaseException | None) -> UserError | None:
+    """The mistake that an error was raised in the handling of."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def one_line(error: BaseException) -> str:
     """An error of Hydra's or ours as one line: what is wrong and where, with the cause that Hydra wrapped."""
     cause = error.__cause__ if isinstance(error, hydra.errors.HydraException) else None
+    if isinstance(error, omegaconf.errors.InterpolationResolutionError):
+        error = user_error(error) or error  # of a resolver
     if isinstance(error, hydra.errors.InstantiationException) and isinstance(cause, UserError):
         error, cause = cause, None
     text = " ".join(str(error).split()).split(" Config search path")[0]

@@ -42,13 +42,15 @@ class DualLM(MaskedDiffusionLM):
         self.causal = Directed(backbone, causal=True)
         self.samplers = {"autoregressive": self._autoregressive} | self.samplers
 
-    def likelihoods(self, steps=None, grid=None):
+    def likelihoods(self, steps=None, grid=None, permutation=None):
         (kind,) = likelihood.autoregressive_kinds(self.vocab_size).values()
 
         def draws(denoise, *rest):
             return kind.draws(Directed(denoise, causal=True), *rest)
 
-        return {"causal": replace(kind, source="causal", draws=draws)} | super().likelihoods(steps, grid)
+        return {"causal": replace(kind, source="causal", draws=draws)} | super().likelihoods(
+            steps, grid, permutation
+        )
 
     def causal_rows(self, places: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
         """Those at the beginning of the lattice of times: of a global batch always the same number, to one."""

@@ -1,7 +1,7 @@
 """The LightningModules: one per paradigm, each holding only what is truly its own.
 
     LanguageModel            optimiser, seeded noise, held-out scores, checkpoint identity
-      AutoregressiveLM       exact likelihood; cached sampling; disturbed inputs and other orders in training
+      AutoregressiveLM       exact likelihood; cached sampling; disturbed inputs, several orders, permuted text
       DiffusionLM            a process and its bound
         MaskedDiffusionLM    MD4, any-order, GenMD4; and autoregressive as well, dlm.dual.DualLM
         UniformDiffusionLM   "Shuffle"
@@ -12,6 +12,7 @@ evaluation, its window numbers (index).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm import likelihood, sampling
-from dlm.augment import MaskedInputs, Orders, ReplacedInputs
+from dlm.augment import MaskedInputs, Orders, Permutation, ReplacedInputs
 from dlm.backbone import Transformer
 from dlm.data.source import HELD_OUT
 from dlm.errors import UserError
@@ -78,14 +79,18 @@ class LanguageModel(lightning.LightningModule):
     also_reported: tuple[str, ...] = ()
     """Likelihoods of a record besides the headline and the left-to-right one, where the model has them."""
 
-    def likelihoods(self, steps: int | None = None, grid: str | None = None) -> dict[str, likelihood.Kind]:
+    def likelihoods(
+        self, steps: int | None = None, grid: str | None = None, permutation: Permutation | None = None
+    ) -> dict[str, likelihood.Kind]:
         """Every likelihood that the model has, by name, the headline first.
 
         Args:
             steps, grid: of the T-step bound; a process of T steps has its own.
+            permutation: the order of the chain rule `permuted`, which a mask predictor has in any order that it is
+                given here.
 
         Raises:
-            UserError: for another number of steps, or another grid, than the process's own.
+            UserError: for another number of steps, another grid, or another order than the model's own.
         """
         raise NotImplementedError
 
@@ -203,8 +208,14 @@ class AutoregressiveLM(LanguageModel):
     `inputs`, or with `auxiliary`, that of the clean sequence; and only in one order a likelihood of the model that
     is scored: held-out scores are always clean and from left to right.
 
+    With a `permutation` pi it is a model of pi(x) instead (the pi-learner of Kim et al. 2025): in training, scores
+    and samples alike, slot j reads and predicts what stands at position order[j] of the text. The network is told
+    nothing of it. `permuted`, its likelihood, is exact for whole texts; of a target it is -log p given the tokens
+    that are read before it.
+
     Raises:
-        UserError: for a backbone that is not causal, or an `auxiliary` weight without disturbed inputs.
+        UserError: for a backbone that is not causal, an `auxiliary` weight without disturbed inputs, or a
+            permutation beside several orders.
     """
 
     def __init__(
@@ -213,6 +224,7 @@ class AutoregressiveLM(LanguageModel):
         inputs: MaskedInputs | ReplacedInputs | None = None,
         auxiliary: float | None = None,
         orders: Orders | None = None,
+        permutation: Permutation | None = None,
         **kwargs: Any,
     ):
         if not backbone.causal:
@@ -222,19 +234,33 @@ class AutoregressiveLM(LanguageModel):
         super().__init__(backbone, **kwargs)
         self.inputs, self.auxiliary = inputs, auxiliary
         self.orders = orders if orders is not None and orders.several else None
+        self.permutation: Permutation | None = None
+        if permutation is not None and permutation.moves:
+            self.permutation = replace(permutation, length=backbone.max_len)
+        if self.orders is not None and self.permutation is not None:
+            raise UserError("method.orders draws each sequence's order, method.permutation fixes it: give one")
         if self.inputs is not None or self.orders is not None:
             self.noise_draws = 4  # two of the inputs', two of the orders'
         self.network_passes = 1 if auxiliary is None else 2
         self.samplers = {"autoregressive": self._autoregressive}
 
-    def token_nll(self, x0: Int[Tensor, "B L"], target: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        return likelihood.autoregressive_nll(self.backbone, x0, target, self.vocab_size)
-
-    def likelihoods(self, steps=None, grid=None):
+    def likelihoods(self, steps=None, grid=None, permutation=None):
+        if permutation not in (None, self.permutation):
+            raise UserError(f"closeness={permutation.closeness}: an autoregressive model has one order, its own")
+        if self.permutation is not None:
+            return likelihood.autoregressive_kinds(self.vocab_size, permutation=self.permutation)
         listed = self.orders.listed if self.orders is not None and self.orders.fixed else None
         return likelihood.autoregressive_kinds(self.vocab_size, listed)
 
     def bound(self, x0, target, places, noise):
+        if self.permutation is None:
+            return self._bound(x0, target, places, noise)
+        order = self.permutation.order(x0.shape[1]).to(x0.device)
+        bound = self._bound(x0[:, order], target[:, order], places, noise)
+        return bound._replace(nelbo=bound.nelbo[:, order.argsort()])
+
+    def _bound(self, x0, target, places, noise):
+        """Of sequences as they are read."""
         order = None if self.orders is None else self.orders.draw(noise[2:])
 
         def nll_of(inputs):
@@ -250,8 +276,20 @@ class AutoregressiveLM(LanguageModel):
         clean = nll_of(None)
         return Bound(clean, clean.sum(1) + self.auxiliary * disturbed.sum(1), 2 * target.sum())
 
-    def _autoregressive(self, given, free, rng, **options):
-        return sampling.autoregressive(self.backbone, given, free, rng, **options)
+    def _autoregressive(self, given, free, rng, watch=None, **options):
+        """Raises UserError for a prompt that does not come first, in the order in which this model reads."""
+        if self.permutation is None:
+            return sampling.autoregressive(self.backbone, given, free, rng, watch=watch, **options)
+        order = self.permutation.order(given.shape[1]).to(given.device)
+        back, hidden = order.argsort(), free[:, order]
+        if (hidden[:, :-1] & ~hidden[:, 1:]).any():
+            raise UserError(
+                "a model of permuted text can be given only the tokens that it reads first, "
+                f"not those of this prompt (closeness={self.permutation.closeness}, seed {self.permutation.seed})"
+            )
+        seen = None if watch is None else lambda step, x: watch(step, x[:, back])
+        sample = sampling.autoregressive(self.backbone, given[:, order], hidden, rng, watch=seen, **options)
+        return sample._replace(x=sample.x[:, back], fixed_at=sample.fixed_at[:, back])
 
 
 class DiffusionLM(LanguageModel):
@@ -296,14 +334,14 @@ class DiffusionLM(LanguageModel):
     def bound(self, x0, target, places, noise):
         return self.process.loss(self.backbone, x0, self.process.times(places), target, noise)
 
-    def likelihoods(self, steps=None, grid=None):
+    def likelihoods(self, steps=None, grid=None, permutation=None):
         own = self.process.steps
         if own is not None and (steps not in (None, own) or grid not in (None, "uniform")):
             raise UserError(f"{type(self.process).__name__} has its own {own} steps on a uniform grid")
         steps, grid = own or steps or sampling.DEFAULT_STEPS, grid or "uniform"
         times = sampling.time_grid(steps, grid, self.process.t_max).flip(0)
         scores = {name: score for name, score in sampling.POLICIES.items() if score is not None}
-        return likelihood.kinds(self.process, scores, times, grid)
+        return likelihood.kinds(self.process, scores, times, grid, permutation)
 
 
 class MaskedDiffusionLM(DiffusionLM):

@@ -111,9 +111,39 @@ def test_all_likelihoods_of_the_others(fixture, names, tmp_path, called, refused
         assert "left_to_right" in refused(evaluate.main, f"run={run}", "likelihood=bound")
 
 
+def test_a_mask_predictor_is_scored_in_any_fixed_order(copied, called):
+    """One file per order; in reading order it is left_to_right to the bit, in others something else."""
+    called(evaluate.main, f"run={copied}", "likelihood=left_to_right", "windows=5")
+    for order in (["closeness=identity"], ["closeness=uniform"], ["closeness=uniform", "permutation_seed=3"]):
+        called(evaluate.main, f"run={copied}", "likelihood=permuted", "windows=5", *order)
+    files = {file.name: json.loads(file.read_text()) for file in (copied / "likelihoods").glob("*.json")}
+    names = [f"permuted-{order}-report-best.json" for order in ("identity-0", "uniform-0", "uniform-3")]
+    assert set(files) == {"left_to_right-report-best.json", *names}
+    same, one, other = (files[name] for name in names)
+    plain = files["left_to_right-report-best.json"]["nats_per_token"]
+    assert same["nats_per_token"] == plain and len({plain, one["nats_per_token"], other["nats_per_token"]}) == 3
+    assert (other["closeness"], other["permutation_seed"], other["kind"]) == ("uniform", 3, "exact")
+
+
+def test_a_model_of_permuted_text_has_one_likelihood_in_its_own_order(tmp_path, called, refused):
+    own = ["method.permutation.closeness=uniform", "method.permutation.seed=1"]
+    run = toy_run(tmp_path, "method=arm_permuted", *own)
+    called(evaluate.main, f"run={run}", "likelihood=permuted", "closeness=uniform", "permutation_seed=1")
+    called(evaluate.main, f"run={run}", "likelihood=all")
+    (row,) = results(run).values()
+    record = RunDirectory(run).read_record()
+    assert row["nats_per_token"] == pytest.approx(record["likelihood"]["bound"]["nats_per_token"], rel=1e-6)
+    assert record["bound_kind"] == "exact" and row["name"] == "permuted"
+    assert "its own" in refused(evaluate.main, f"run={run}", "likelihood=permuted", "closeness=closer")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["likelihood=permuted"], ["closeness", "much_closer"]),
+        (["likelihood=permuted", "closeness=near"], ["near", "closer"]),
+        (["likelihood=bound", "closeness=closer"], ["closeness=closer", "likelihood=permuted"]),
+        (["likelihood=permuted", "permutation_seed=1"], ["permutation_seed=1", "closeness"]),
         (["likelihood=perplexity"], ["perplexity", "exact_count", "mixture"]),
         (["likelihood=margin,flow_path"], ["flow_path", "margin"]),
         (["likelihood=bound", "steps=4"], ["steps=4", "likelihood=steps"]),

@@ -11,6 +11,7 @@ from conftest import TOY, composed, rows
 from measured_models import LETTERS, Given
 
 from dlm import train
+from dlm.augment import Permutation
 from dlm.backbone import Transformer
 from dlm.errors import UserError
 from dlm.evaluate import load_run
@@ -39,6 +40,7 @@ def model_of(kind):
 
 
 ARM, MD4, SHUFFLE = model_of("arm"), model_of("md4"), model_of("shuffle")
+PERMUTED = AutoregressiveLM(Transformer(V, L, dim=16, depth=1, heads=2, causal=True), permutation=Permutation())
 PAIRS = [("abc", "de"), ("", "hello"), ("abcdefghij", "klmn"), ("x", "y")]
 
 
@@ -154,6 +156,7 @@ def test_what_a_model_does_not_have_is_refused():
         (MD4, {"likelihood": "order_variance"}, "has exact_count"),
         (MD4, {"tail": "long"}, "masked or none"),
         (MD4, {"likelihood": "continuous"}, "tail=none"),
+        (PERMUTED, {}, "permuted text"),
     ):
         with pytest.raises(UserError, match=word):
             TextScorer(model, SOURCE, **settings)

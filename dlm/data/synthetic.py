@@ -106,6 +106,14 @@ def source0(vocab_size: int, seq_len: int, concentration: float, rng: np.random.
 DISTRIBUTIONS = {"markov": markov, "dirichlet": random_table, "source0": source0}
 
 
+def spaced_symbols(text: str) -> list[int]:
+    """Symbols written as numbers with spaces between. Raises UserError for anything else."""
+    try:
+        return [int(symbol) for symbol in text.split()]
+    except ValueError as error:
+        raise UserError(f"a toy's text is its symbols as numbers, such as '0 1 0', not {text!r}") from error
+
+
 class ToySource(Source):
     """I.i.d. sequences of a toy distribution, laid end to end; `seed` fixes the distribution and the samples.
 
@@ -171,10 +179,7 @@ class ToySource(Source):
         return len(self.tokens(split))
 
     def encode(self, text: str) -> list[int]:
-        try:
-            return [int(symbol) for symbol in text.split()]
-        except ValueError as error:
-            raise UserError(f"a toy's text is its symbols as numbers, such as '0 1 0', not {text!r}") from error
+        return spaced_symbols(text)
 
     def decode(self, ids: ArrayLike) -> str:
         return " ".join(map(str, np.asarray(ids).tolist()))

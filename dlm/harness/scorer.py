@@ -45,7 +45,8 @@ class TextScorer:
         rows: sequences that the network reads at a time.
 
     Raises:
-        UserError: for a likelihood that the model does not have, or that cannot leave a tail masked.
+        UserError: for a likelihood that the model does not have, or that cannot leave a tail masked, and for a
+            model that reads in another order.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class TextScorer:
     ):
         if tail not in TAILS:
             raise UserError(f"tail is {' or '.join(TAILS)}, not {tail!r}")
+        if isinstance(model, AutoregressiveLM) and model.permutation is not None:
+            raise UserError("a model of permuted text does not read a context before its continuation")
         self.model, self.source, self.draws, self.rows = model, source, draws, rows
         has = {name: kind for name, kind in model.likelihoods().items() if kind.per_token}
         self.name = likelihood or (

@@ -7,6 +7,8 @@ steps             the T-step bound on a grid of times, of any process; infinite 
                   cannot lead to the data
 flow_path         the path bound of flow matching: valid, looser than `continuous` on the same network
 left_to_right     the chain rule in reading order: exact
+permuted          the chain rule in one fixed order of a given closeness to reading order: exact; what an
+                  autoregressive model of permuted text is reported by
 order_mixture     -log of the mean of p(x | sigma) over the fixed orders of an autoregressive model: exact, the
                   likelihood of the model that draws its order first
 causal            of a dual model, the chain rule under causal attention: exact; its left_to_right is that of the
@@ -28,8 +30,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dlm.augment import Permutation
 from dlm.likelihood.bounds import any_order_nelbo, continuous_nelbo, step_nelbo
-from dlm.likelihood.chain import adaptive_nll, autoregressive_nll, left_to_right_nll
+from dlm.likelihood.chain import adaptive_nll, autoregressive_nll, left_to_right_nll, order_nll
 from dlm.likelihood.random_orders import mixture_nll, random_order_log_p, variance_pseudo_values
 from dlm.likelihood.squares import square_defect_draws
 from dlm.process import FlowMatching, Process, UniformDiffusion
@@ -86,21 +89,43 @@ class Kind:
         return self.bound if not self.per_token or self.bound.startswith(EXACT) else f"bound ({self.bound})"
 
 
-def exact(nll: Callable[..., Float[Tensor, " B"]], source: str, bound: str = EXACT) -> Kind:
+def exact(nll: Callable[..., Float[Tensor, " B"]], source: str, **settings: object) -> Kind:
     """A kind without draws, from nll(denoise, x0, target)."""
-    return Kind(bound, source, lambda f, x0, target, *_: nll(f, x0, target).double()[:, None], count="one")
+
+    def draws(denoise, x0, target, *_):
+        return nll(denoise, x0, target).double()[:, None]
+
+    return Kind(EXACT, source, draws, count="one", settings=settings)
+
+
+def permuted(nll: Callable[..., Float[Tensor, " B"]], permutation: Permutation) -> Kind:
+    """A kind without draws, from nll(denoise, x0, target, order): order[j] is the position revealed j-th."""
+
+    def in_order(denoise, x0, target):
+        return nll(denoise, x0, target, permutation.order(x0.shape[1]).to(x0.device))
+
+    names = {"closeness": permutation.closeness, "permutation_seed": permutation.seed}
+    return exact(in_order, "permuted", **names)
 
 
 Listed = Callable[[int], tuple[Int[Tensor, "K L"], Float[Tensor, " K"]]]
 """listed(length): fixed orders, and the probability of each."""
 
 
-def autoregressive_kinds(start: int, orders: Listed | None = None) -> dict[str, Kind]:
-    """An autoregressive model has its exact likelihood and, if it knows several orders, their mixture."""
+def autoregressive_kinds(
+    start: int, orders: Listed | None = None, permutation: Permutation | None = None
+) -> dict[str, Kind]:
+    """An autoregressive model has its exact likelihood, from the left or of permuted text; if it knows several
+    orders, their mixture too."""
 
     def nll(denoise, x0, target):
         return autoregressive_nll(denoise, x0, target, start).double().sum(1)
 
+    def nll_of_permuted(denoise, x0, target, order):
+        return nll(denoise, x0[:, order], target[:, order])
+
+    if permutation is not None:
+        return {"permuted": permuted(nll_of_permuted, permutation)}
     found = {"left_to_right": exact(nll, "left_to_right")}
     if orders is None:
         return found
@@ -121,12 +146,14 @@ def kinds(
     scores: Mapping[str, Callable[[Tensor], Tensor]],
     times: Float[Tensor, " T+1"],
     grid: str = "uniform",
+    permutation: Permutation | None = None,
 ) -> dict[str, Kind]:
     """The likelihoods of a process by name, the one it is reported by first.
 
     Args:
         scores: of masked positions, by name: the orders that a network may choose.
         times: 0 = t_0 < ... < t_T = t_max, the grid of the T-step bound, called `grid`.
+        permutation: the fixed order of `permuted`; without one, a mask predictor has no such likelihood.
     """
     steps = len(times) - 1
     settings = {"steps": steps, "grid": grid}
@@ -137,7 +164,7 @@ def kinds(
         return own
     counted = {"exact_count": Kind(ANY_ORDER, "exact_count", partial(_draws, any_order_nelbo, process))}
     reported = counted | own if process.bound_kind == ANY_ORDER else own | counted
-    return reported | _chain_rules(process, scores)
+    return reported | _chain_rules(process, scores, permutation)
 
 
 def _draws(estimator, process, denoise, x0, target, index, draws, seed):
@@ -172,13 +199,20 @@ def _continuous(process: Process) -> dict[str, Kind]:
     return {"continuous": own}
 
 
-def _chain_rules(process: Process, scores: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Kind]:
+def _chain_rules(
+    process: Process, scores: Mapping[str, Callable[[Tensor], Tensor]], permutation: Permutation | None
+) -> dict[str, Kind]:
     """What follows from conditionals of hidden tokens: exact likelihoods, and how the orders disagree."""
 
     def squares(denoise, x0, target, index, draws, seed):
         return square_defect_draws(process, denoise, x0, index, draws, seed, target=target)
 
+    def nll_in_order(denoise, x0, target, order):
+        return order_nll(process, denoise, x0, target, order.argsort().double().expand(x0.shape))
+
     found = {"left_to_right": exact(partial(left_to_right_nll, process), "left_to_right")}
+    if permutation is not None:
+        found["permuted"] = permuted(nll_in_order, permutation)
     for name, score in scores.items():
         found[name] = exact(partial(adaptive_nll, process, score=score), name)
     orders = partial(_draws, random_order_log_p, process)
