@@ -47,7 +47,7 @@ def test_every_group_composes(group):
         cfg.vocab_size = 97
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         file = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
-        own = file.get("trainer", {}) if group == "trainer" and "trainer" in file else file
+        own = file.get(group, file)  # of a file that sets more than its group
         for key in own:
             if key == "defaults":
                 continue
@@ -73,7 +73,8 @@ def test_data_of_every_yaml_instantiates(tmp_path):
     text.write_text(
         "\n\n".join(f"paragraph {i}: " + "lorem ipsum dolor sit amet " * (1 + i % 7) for i in range(99))
     )
-    wanted = {"toy": [], "pydoc": [f"data.cache_dir={tmp_path}"]}
+    wanted = {"toy": [], "nae_sat": [], "pydoc": [f"data.cache_dir={tmp_path}"]}
+    wanted["sudoku"] = [f"data.{k}" for k in ("size=4", "sequences=50", "held_out=9", f"cache_dir={tmp_path}")]
     wanted["file"] = [f"data.path={text}", f"data.cache_dir={tmp_path}", "seq_len=32"]
     elsewhere = {"stdlib", "stdlib_bytes", "c4", "fineweb_edu", "tinystories"}  # slow, or in test_hub.py
     assert {*wanted, *elsewhere} == set(names("data")), "a new data YAML needs a line here"

@@ -90,6 +90,8 @@ def test_the_training_loss_starts_at_ln_v(method):
         torch.testing.assert_close(loss, 1.4 * nelbo, rtol=1e-6, atol=0)
     elif method == "d3pm_absorb":  # and a share of cross-entropy beside it
         assert (loss > nelbo).all()
+    elif method == "mdm_focal":  # a (1 - p) (T + 2) / 3 times ln V: the mean of i (T - i + 1) over levels
+        assert abs(loss.mean() - 0.25 * 0.75 * 22 / 3 * math.log(4)) < 5 * loss.std() / math.sqrt(len(loss)) + 0.02
     elif not method.startswith("genmd4"):  # what is differentiated is the bound itself
         torch.testing.assert_close(loss, nelbo, rtol=1e-6, atol=0)
 

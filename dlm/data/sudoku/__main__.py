@@ -1,6 +1,6 @@
 """Puzzles from the command line.
 
-python -m dlm.data.sudoku make size=9 puzzles=100000 workers=2                 graded shards
+python -m dlm.data.sudoku make size=9 puzzles=100000 workers=2                 graded shards for data=sudoku
 python -m dlm.data.sudoku check file=collection.txt                            proper, ambiguous or impossible
 python -m dlm.data.sudoku grade file=collection.txt mode=full                  what a human needs for each
 python -m dlm.data.sudoku show size=6 seed=3                                   a puzzle, and how it is solved
@@ -19,7 +19,7 @@ from dlm import config
 from dlm.data.sudoku.board import Shape, drawn, parse, read_puzzles, shape_of, text
 from dlm.data.sudoku.generate import check_givens, generate
 from dlm.data.sudoku.grade import TECHNIQUES, grade
-from dlm.data.sudoku.shards import Collection, make
+from dlm.data.sudoku.shards import FOLDER, PER_SHARD, Collection, make
 from dlm.data.sudoku.solve import count_solutions, solve
 from dlm.errors import UserError
 
@@ -32,11 +32,11 @@ class Command:
 
     size: int = 9
     puzzles: int = 10_000  # make: rounded up to whole shards
-    per_shard: int = 10_000
+    per_shard: int = PER_SHARD
     seed: int = 0
     givens: int | None = None  # make, show: null for minimal puzzles
     mode: str = "strict"  # of the techniques: strict, as the published data, or full
-    out: str = "outputs/puzzles"
+    out: str = str(FOLDER)
     workers: int = 1
     file: str | None = None  # check, grade: a collection, one puzzle to a line
     puzzle: str | None = None  # show: this one

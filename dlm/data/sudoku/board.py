@@ -40,6 +40,14 @@ class Shape:
         boxes = grid.reshape(self.box_cols, self.box_rows, self.box_rows, self.box_cols).swapaxes(1, 2)
         return np.concatenate([grid, grid.T, boxes.reshape(n, n)])
 
+    @cached_property
+    def places(self) -> np.ndarray:
+        """The row, the column and the box of every cell: [cells, 3]."""
+        found = np.empty((self.cells, 3), dtype=np.int64)
+        for index, unit in enumerate(self.units):
+            found[unit, index // self.size] = index % self.size
+        return found
+
 
 SHAPES = {4: Shape(2, 2), 6: Shape(2, 3), 9: Shape(3, 3)}
 

@@ -75,9 +75,8 @@ def grade(puzzles: Boards, shape: Shape, strict: bool = True) -> Grades:
     technique = np.zeros(boards.shape, dtype=np.uint8)
     level = np.zeros(len(boards), dtype=np.uint8)
     sees = sight(shape)
-    peers = np.stack([np.flatnonzero(row) for row in sees])
-    box = np.empty(shape.cells, dtype=np.int64)
-    box[shape.units[2 * shape.size :]] = np.arange(shape.size)[:, None]
+    peers = peers_of(sees)
+    box = np.ascontiguousarray(shape.places[:, 2])
     _grade(boards, np.ascontiguousarray(shape.units), peers, sees, box, strict, order, technique, level)
     return Grades(level != UNSOLVED, order, technique, level, boards)
 
@@ -89,6 +88,11 @@ def sight(shape: Shape) -> Bool[np.ndarray, "cells cells"]:
         sees[np.ix_(unit, unit)] = True
     np.fill_diagonal(sees, False)
     return sees
+
+
+def peers_of(sees: Bool[np.ndarray, "cells cells"]) -> np.ndarray:
+    """The cells that each cell sees, in reading order: [cells, P]."""
+    return np.stack([np.flatnonzero(row) for row in sees])
 
 
 @njit(cache=True, nogil=True)
@@ -103,12 +107,7 @@ def _solve(board, marks, units, peers, sees, box, strict, order, technique):
     """The level; `board` is completed in place, as far as the techniques go."""
     size, filled = units.shape[1], 0
     hardest, since = 0, 0  # techniques used at all, and since the last fill
-    for cell in range(len(board)):
-        marks[cell] = 0 if board[cell] else (1 << size) - 1
-    for cell in range(len(board)):
-        if board[cell]:
-            for peer in peers[cell]:
-                marks[peer] &= ~(1 << (int(board[cell]) - 1))
+    pencil_marks(board, marks, peers, size)
     while True:
         used, cell = 2, lone_single(marks)
         if cell < 0:
@@ -124,17 +123,8 @@ def _solve(board, marks, units, peers, sees, box, strict, order, technique):
             order[filled], technique[filled] = cell, since
             filled, since = filled + 1, 0
             continue
-        if naked_pair(marks, units, peers, sees):
-            used = 4
-        elif naked_triplet(marks, units, peers, sees, strict):
-            used = 5
-        elif locked_candidate(marks, units, peers, sees, strict):
-            used = 6
-        elif xy_wing(marks, peers, sees, strict):
-            used = 7
-        elif unique_rectangle(marks, box, size, strict):
-            used = 8
-        else:
+        used = eliminate(marks, units, peers, sees, box, strict, 8)
+        if used == 0:
             break
         hardest, since = max(hardest, used), max(since, used)
     for unit in units:
@@ -144,6 +134,33 @@ def _solve(board, marks, units, peers, sees, box, strict, order, technique):
         if seen != (2 << size) - 2:
             return UNSOLVED
     return hardest
+
+
+@njit(cache=True, nogil=True)
+def pencil_marks(board, marks, peers, size):
+    """Writes the values that no peer of a blank holds; a filled cell has no marks."""
+    for cell in range(len(board)):
+        marks[cell] = 0 if board[cell] else (1 << size) - 1
+    for cell in range(len(board)):
+        if board[cell]:
+            for peer in peers[cell]:
+                marks[peer] &= ~(1 << (int(board[cell]) - 1))
+
+
+@njit(cache=True, nogil=True)
+def eliminate(marks, units, peers, sees, box, strict, hardest):
+    """Applies, once, the first technique of 4..`hardest` that changes any marks; its number, or 0."""
+    if hardest >= 4 and naked_pair(marks, units, peers, sees):
+        return 4
+    if hardest >= 5 and naked_triplet(marks, units, peers, sees, strict):
+        return 5
+    if hardest >= 6 and locked_candidate(marks, units, peers, sees, strict):
+        return 6
+    if hardest >= 7 and xy_wing(marks, peers, sees, strict):
+        return 7
+    if hardest >= 8 and unique_rectangle(marks, box, units.shape[1], strict):
+        return 8
+    return 0
 
 
 @njit(cache=True, nogil=True)

@@ -7,8 +7,7 @@ make the collection, nor on which shards were made before: a collection can be m
 import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,8 @@ from dlm.errors import UserError
 
 VERSION = 1  # of the generator and the grader: raised with any change of their numbers
 BOARDS = "boards.npz"
+PER_SHARD = 5_000  # of the collections that training reads
+FOLDER = Path(".cache/data/sudoku")  # where it looks for them unless told otherwise
 
 
 class Collection(NamedTuple):
@@ -82,7 +83,7 @@ def make(root: Path, collection: Collection, shards: int, workers: int = 1) -> I
     if workers == 1:
         yield from (make_shard(root, collection, shard) for shard in range(shards))
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ThreadPoolExecutor(workers) as pool:  # the kernels run outside the interpreter's lock
         jobs = [pool.submit(make_shard, root, collection, shard) for shard in range(shards)]
         yield from (job.result() for job in as_completed(jobs))
 
