@@ -22,7 +22,7 @@ def constant(p):
 
 @pytest.mark.parametrize("level", [1, 7, 20])
 def test_a_masked_target_counts_as_published(level):
-    """(T - i + 1) alpha (1 - p)^gamma (-log p), over the expected number of masks; what is given counts nothing."""
+    """(T - i + 1) alpha (1 - p)^gamma (-log p), over the expected number of masks; givens count nothing."""
     process = FocalDiffusion(3).double()
     bound = process.loss_at(constant([0.7, 0.2, 0.1]), X0, X_T, torch.tensor([level / 20], dtype=F64), TARGET)
     tokens = sum(0.25 * (1 - p) * -math.log(p) for p in (0.7, 0.1))

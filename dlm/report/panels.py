@@ -7,19 +7,27 @@ a study lacks the data, the figure's function returns `Absent` with the reason i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from dlm.report.page import Figure
+from dlm.report.study import Study
 from dlm.report.style import canvas, heading, ink, key, log_axis, save
 from dlm.report.summary import Frame, Summary
 
 GREY = "#777777"
 MOST = 8  # cells drawn in one figure
 WIDTH = 8.2
+
+
+class OfStudy(Protocol):
+    """Whatever knows which study it is about."""
+
+    @property
+    def study(self) -> Study: ...
 
 
 class Absent(NamedTuple):
@@ -30,7 +38,7 @@ class Absent(NamedTuple):
     why: str
 
 
-def publish(summary: Summary, number: str, name: str, figure: Canvas, frame: Frame, caption: str) -> Figure:
+def publish(summary: OfStudy, number: str, name: str, figure: Canvas, frame: Frame, caption: str) -> Figure:
     """Write figures/<name>.svg, .png and .csv (exactly the data drawn) and return the figure for the page."""
     study = summary.study
     svg = save(figure, study.directory, name)

@@ -23,6 +23,7 @@ from report_tuning import tuning
 from report_words import DEFINITIONS, LEDE, headline, is_smoke, verdict_lines
 
 from dlm.errors import UserError
+from dlm.report.claims import claims_table
 from dlm.report.crossing import x1, x2, x3
 from dlm.report.figures_budgets import budgets_figure, lead_figure, repetition_figure
 from dlm.report.figures_crossings import crossings_figure, overview_figure
@@ -37,7 +38,7 @@ from dlm.report.figures_measures import (
     probes_figure,
 )
 from dlm.report.figures_mechanism import mechanism_figure
-from dlm.report.page import Listing, Prose, Section, Table, chip, page
+from dlm.report.page import Listing, Prose, Section, Table, page
 from dlm.report.panels import Absent
 from dlm.report.pareto import x2_over_sizes
 from dlm.report.study import Study, best, load_study, unit
@@ -58,7 +59,6 @@ from dlm.report.tables_measures import best_table, cost_table, laws_tables, memo
 
 MANY = 300  # runs from which comparisons and figures are made side by side
 KINDS = ("x1", "x2", "x2_matched", "x2_cooled")
-TONES = {"yes": "good", "no": "bad", "undecided": "maybe"}
 
 
 def compute(study: Study) -> dict[str, Any]:
@@ -155,19 +155,6 @@ def fronts(study: Study, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def hypotheses_table(results: dict[str, Any]) -> Table:
-    """The ten answers, each with its evidence and the rule that gave it."""
-    rows = [
-        [
-            h["id"],
-            Markup("<b>{}</b><br>{}").format(h["claim"], chip(h["answer"], TONES[h["answer"]])),
-            Markup('{}<br><span class="small">Rule: {}</span>').format(h["evidence"], h["rule"]),
-        ]
-        for h in results["hypotheses"]
-    ]
-    return Table(["<", "<claim", "<evidence"], rows, wrap=True)
-
-
 def build(study: Study, results: dict[str, Any]) -> str:
     """The page."""
     summary = Summary(study, results)
@@ -197,7 +184,7 @@ def build(study: Study, results: dict[str, Any]) -> str:
                     "Stated before these runs. Undecided: the data cannot tell, or are not there yet. H1 to H5, "
                     "H9 and H10 compare trainings, so they also need two seeds of each arm."
                 ),
-                hypotheses_table(results),
+                claims_table(results["hypotheses"]),
             ],
         )
     )

@@ -7,102 +7,66 @@ or no only where every cell that can tell says the same. The smoke scale decides
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import report_rules
-from report_rules import Answer, Finding
 
+from dlm.report.claims import Claim, answered
 from dlm.report.study import Study
 from dlm.report.summary import Summary
-
-MOST = 3  # findings quoted
-
-
-class Rule(NamedTuple):
-    """A hypothesis: its claim, the rule in words, what it needs, and the rule as a function."""
-
-    id: str
-    claim: str
-    rule: str
-    needs: str
-    findings: Callable[[Summary], list[Finding]]
 
 
 def hypotheses(study: Study, results: dict[str, Any]) -> list[dict[str, str]]:
     """H1 to H10; see the module docstring."""
     summary = Summary(study, results)
-    return [answer(rule, summary) for rule in RULES]
+    return [answered(rule, summary) for rule in RULES]
 
 
-def answer(rule: Rule, summary: Summary) -> dict[str, str]:
-    """One hypothesis: its findings, and what they come to together."""
-    findings = rule.findings(summary)
-    said: set[Answer] = {f.answer for f in findings if f.answer != "undecided"}
-    decided = len(said) == 1 and not summary.results["smoke"]
-    verdict: Answer = next(iter(said)) if decided else "undecided"
-    shown = [f for f in findings if f.answer == verdict] or findings  # those that decided it
-    evidence = "; ".join(f.text for f in shown[:MOST]) or rule.needs
-    if len(shown) > MOST:
-        evidence += f"; and {len(shown) - MOST} more like these"
-    if summary.results["smoke"]:
-        evidence = f"too small a scale to decide; {evidence}"
-    elif len(said) == 2:
-        agree = [next(f for f in findings if f.answer == a).text for a in ("yes", "no")]
-        evidence = f"the cells disagree: yes by {agree[0]}; no by {agree[1]}"
-    return {
-        "id": rule.id,
-        "claim": rule.claim,
-        "answer": verdict,
-        "evidence": f"{evidence}.",
-        "rule": rule.rule,
-    }
-
-
-RULES: Sequence[Rule] = (
-    Rule("H1", "X1 exists where text is scarce, and comes later with more of it.",
+RULES: Sequence[Claim] = (
+    Claim("H1", "X1 exists where text is scarce, and comes later with more of it.",
          "Yes if X1 of MD4 against ARM is clear in the smallest cell and later, by disjoint 95 % intervals or "
          "censored beyond, in every larger cell that can tell; no if ARM over-fits there and the interval rules "
          "X1 out, or X1 comes earlier.",
          "needs X1 of MD4 against ARM at two budgets of text", report_rules.h1),
-    Rule("H2", "X1 comes earlier for larger models.",
+    Claim("H2", "X1 comes earlier for larger models.",
          "Yes if X1 of MD4 against ARM is earlier in the larger model, by disjoint 95 % intervals, in every "
          "pair of sizes at one budget of text that can tell; no if later.",
          "needs X1 of MD4 against ARM at two model sizes and one budget of text", report_rules.h2),
-    Rule("H3", "Regularising ARM removes X1 or delays it at least twofold, and moves X2 beyond reach.",
+    Claim("H3", "Regularising ARM removes X1 or delays it at least twofold, and moves X2 beyond reach.",
          "Yes in a cell if X1 against the regularised ARM lies beyond twice X1 against ARM (95 % intervals, or "
          "not reached by then) and the interval rules X2 against it out; no if X2 is clear, or X1 is clearly less "
          "than doubled.",
          "needs MD4, ARM and the regularised ARM in a scarce cell", report_rules.h3),
-    Rule("H4", "MD4, flow matching from masks and the any-order ARM reach the same loss.",
+    Claim("H4", "MD4, flow matching from masks and the any-order ARM reach the same loss.",
          "Yes if every pair's best losses differ by at most two paired standard errors, and these are at most "
          "0.1 nats together; no if a pair with several seeds differs by more than two, corrected for the number "
          "of pairs.",
          "needs two of MD4, flow matching from masks and any-order ARM in one cell", report_rules.h4),
-    Rule("H5", "Uniform diffusion crosses later than masked diffusion, but over-fits later.",
+    Claim("H5", "Uniform diffusion crosses later than masked diffusion, but over-fits later.",
          "Yes in a cell if its X2 against ARM is later than MD4's (95 % intervals, or censored beyond) and its "
          "best comes after MD4's under every seed, MD4 having turned by more than two standard errors; no if "
          "either is clearly the other way round.",
          "needs uniform diffusion, MD4 and ARM in a scarce cell", report_rules.h5),
-    Rule("H6", "One temperature removes more than half of ARM's rise, while its top-1 accuracy stays.",
+    Claim("H6", "One temperature removes more than half of ARM's rise, while its top-1 accuracy stays.",
          "Yes in a cell if the rise of ARM's loss from the checkpoint chosen on tune to its last exceeds two "
          "standard errors, more than half of it (by two) vanishes after one temperature fitted on tune, and "
          "accuracy has not fallen by more than two; no if less than half vanishes or accuracy falls.",
          "needs nll, nll_calibrated and top1 of ARM at several checkpoints (stage=evaluate)", report_rules.h6),
-    Rule("H7", "MD4's exact left-to-right likelihood is no worse than its bound.",
+    Claim("H7", "MD4's exact left-to-right likelihood is no worse than its bound.",
          "Yes in a cell if it is lower than the bound by two standard errors, no if higher by two; the error is "
          "the bound's Monte-Carlo error and that over seeds, so the answer is about the very windows that were "
          "measured.",
          "needs MD4's left-to-right likelihood and its bound on the same windows", report_rules.h7),
-    Rule("H8", "The variance over orders on training text grows with epochs.",
+    Claim("H8", "The variance over orders on training text grows with epochs.",
          "Yes in a cell if it is larger at the last checkpoint than at the first by two standard errors; no if "
          "smaller.",
          "needs order_variance_train of MD4 at two checkpoints (stage=evaluate)", report_rules.h8),
-    Rule("H9", "Sixteen fixed orders recover most of MD4's robustness.",
+    Claim("H9", "Sixteen fixed orders recover most of MD4's robustness.",
          "Robustness is the lead over ARM at the last epoch that all three were observed at. Yes in a cell if "
          "sixteen orders recover more than half of MD4's lead, by two standard errors; no if less.",
          "needs ARM, MD4 and ARM in sixteen orders in a scarce cell", report_rules.h9),
-    Rule("H10", "ARM copies its training text long before MD4 does.",
+    Claim("H10", "ARM copies its training text long before MD4 does.",
          "Copying begins at the first checkpoint whose share of 50-character windows found in the training text "
          "exceeds that of held-out text by two standard errors. Yes in a cell if MD4 begins at twice ARM's "
          "epoch or later, or has not by then; no if earlier. Held-out text that shares 50 characters with train "

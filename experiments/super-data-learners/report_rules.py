@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple
 
 import numpy as np
 from report_evidence import (
@@ -25,18 +24,11 @@ from report_evidence import (
     with_orders,
 )
 
+from dlm.report.claims import Answer, Finding
 from dlm.report.summary import Summary
 
-Answer = Literal["yes", "no", "undecided"]
 CLEAR = 2.0  # standard errors
 PAIR = ("md4", "arm")
-
-
-class Finding(NamedTuple):
-    """What one cell says, in half a sentence."""
-
-    answer: Answer
-    text: str
 
 
 def pm(value: float, se: float, sign: str = "+") -> str:

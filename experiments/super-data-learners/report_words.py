@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from dlm.report.claims import is_smoke_scale
 from dlm.report.crossing import Crossing
 from dlm.report.pareto import FrontCrossing
 from dlm.report.study import Study
@@ -19,10 +20,6 @@ def is_smoke(study: Study) -> bool:
     """Whether the scale is the smoke test, or the curves are too short to mean anything."""
     counts = [len(run.curve.epochs) for run in study.compared if run.curve is not None]
     return is_smoke_scale(study.plan["scale"]) or not counts or float(np.median(counts)) < FEW
-
-
-def is_smoke_scale(scale: str) -> bool:
-    return "smoke" in scale
 
 
 def verdict_lines(results: dict[str, Any]) -> list[str]:
