@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from dlm import config, device
-from dlm.build import build_model
+from dlm.build import build_model, outline
 from dlm.lm import LanguageModel
 from dlm.train import quiet
 
@@ -47,11 +47,12 @@ class Bench:
         torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
         torch.set_float32_matmul_precision("high")  # as in training
         config.check_positive(cfg)
+        size, layout = outline(cfg)
         if OmegaConf.is_missing(cfg, "vocab_size"):
-            cfg.vocab_size = VOCABULARY
+            cfg.vocab_size = size or VOCABULARY
         self.cfg = cfg
         self.where = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
-        self.model: LanguageModel = build_model(cfg, "speed", total_steps=1).to(self.where)
+        self.model: LanguageModel = build_model(cfg, "speed", 1, layout).to(self.where)
         if device.resolve_compile(cfg.trainer.compile, cfg.trainer.accelerator):
             for block in self.model.backbone.blocks:
                 block.compile()

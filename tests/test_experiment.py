@@ -14,7 +14,7 @@ from conftest import ROOT, TOY
 from dlm import config, experiment, train
 from dlm.errors import UserError
 from dlm.run import RunDirectory
-from dlm.study import calibrate, launch, stages
+from dlm.study import calibrate, evaluate, launch
 from dlm.study.command import Command
 from dlm.study.plan import Plan
 
@@ -214,12 +214,12 @@ def test_measures_are_taken_once(good, tmp_path, called):
 
 def test_measures_as_jobs_ask_for_the_device_that_trained(tmp_path, monkeypatch):
     """The machine that submits need not have one."""
-    monkeypatch.setattr(stages, "gpus", lambda: 0)
+    monkeypatch.setattr(evaluate, "gpus", lambda: 0)
     run = RunDirectory(tmp_path)
     for accelerator in ("gpu", "cpu"):
         run.config.write_text(f"trainer: {{accelerator: {accelerator}}}")
-        assert stages.on_gpu(Command(launcher="slurm"), run) is (accelerator == "gpu")
-        assert not stages.on_gpu(Command(), run)
+        assert evaluate.on_gpu(Command(launcher="slurm"), run) is (accelerator == "gpu")
+        assert not evaluate.on_gpu(Command(), run)
 
 
 def test_other_code_and_other_data_are_refused(good, tmp_path, called, refused):

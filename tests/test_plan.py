@@ -281,7 +281,7 @@ def changed(path, value):
         (["cells", 1, "overrides"], ["method=md4"], "arm 'arm': method=arm, but cell 'b' says md4"),
         (["cells", 1, "overrides"], ["data.unique_tokens=99"], "unique_tokens: 512, but data.unique_tokens=99"),
         (["cells", 1, "unique_tokens"], -1, "must be positive"),
-        (["cells", 1, "role"], "test", "role is one of scarce, control, not 'test'"),
+        (["cells", 1, "role"], "test", "role is one of scarce, control, task, not 'test'"),
         (["cells", 0, "epochs"], {"arm": 3}, "epochs has no 'default'"),
         (["cells", 0, "epochs", "arn"], 3, "epochs for 'arn', which is no arm"),
         (["cells", 0, "epochs", "arm"], 0, "epochs of 'arm' must be a positive number"),

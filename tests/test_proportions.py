@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dlm.errors import UserError
+from dlm.report.decoding import common_outcomes, pair
 from dlm.report.proportions import (
     averaged,
     between_arms,
@@ -92,3 +93,19 @@ def test_arms_trained_apart():
     assert e.low < 0.2 < e.high and e.seeds == 3 and e.puzzles == 400
     alone = between_arms(first[1], second[1])
     assert alone.high - alone.low < e.high - e.low
+
+
+def test_decodings_of_unequally_many_puzzles_are_paired_by_their_numbers():
+    """60 and 20 of a split of 200: every third of the 60 is one of the 20. None of 60 need be among 25."""
+    solved = np.random.default_rng(0).random(200) < 0.5
+
+    def row(n):
+        found = solved[np.arange(n) * 200 // n]
+        bits = np.packbits(found).tobytes().hex()
+        return {"puzzles": n, "solved": int(found.sum()), "outcomes": bits}
+
+    common = common_outcomes([row(60), row(20)])
+    assert common is not None and (common[0] == common[1]).all() and len(common[0]) == 20
+    assert pair(row(60), row(20)) == paired(common[0], common[0])
+    assert common_outcomes([row(60), row(25)]) is None
+    assert pair(row(60), row(25)).value == pytest.approx(row(60)["solved"] / 60 - row(25)["solved"] / 25)

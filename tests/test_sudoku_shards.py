@@ -69,8 +69,9 @@ def test_make_says_what_it_made_and_keeps_what_is_there(tmp_path, called):
 def test_a_collection_is_checked_and_graded(tmp_path, called, refused):
     file = tmp_path / "mine.txt"
     file.write_text(f"{PROPER}\n{'.' * 16}\n")
-    line = refused(command.main, "check", f"file={file}")
-    assert "mine.txt:2" in line and "more than one solution" in line and "1 of 2" in line
+    for action in ("check", "grade"):
+        line = refused(command.main, action, f"file={file}")
+        assert "mine.txt:2" in line and "more than one solution" in line and "1 of 2" in line
     file.write_text(PROPER + "\n")
     assert "1 puzzles, each with exactly one solution" in called(command.main, "check", f"file={file}")
     out = called(command.main, "grade", f"file={file}")

@@ -1,45 +1,89 @@
-"""The corpora of a study: built before anything trains, and the same from the first run to the last."""
+"""The data of a study: built before anything trains, and the same from the first run to the last.
+
+Text is one corpus per cell. A task may be written in another format by each arm, so it is one source per cell and
+arm, and plan.json keeps the fingerprint of each.
+"""
 
 from typing import Any
 
 from hydra.utils import instantiate
 
-from dlm import version
+from dlm import config, version
+from dlm.data.source import Source
 from dlm.errors import UserError
 from dlm.run import RunDirectory
-from dlm.study.plan import Plan
+from dlm.study.plan import Job, Plan
+from dlm.study.scale import tokens_of
+
+Fingerprints = dict[str, str | dict[str, str]]
+"""{cell: fingerprint}, or {cell: {arm: fingerprint}} where the cell counts sequences."""
 
 
-def prepare(plan: Plan, quiet: bool = False) -> dict[str, str]:
-    """Build every corpus the cells need, print its sizes and leak audit; return {cell: fingerprint}.
+def prepare(plan: Plan, quiet: bool = False) -> Fingerprints:
+    """Build all data that the cells need, print sizes and leak audits; return the fingerprints.
 
     Raises:
         UserError: if a corpus is too small for a budget, or is not the one that the study began with.
     """
-    found: dict[str, str] = {}
-    largest_first = sorted(plan.settings["cells"], key=lambda cell: -cell["unique_tokens"])
+    found: Fingerprints = {}
+    built: dict[str, tuple[str, int, int]] = {}  # data settings -> fingerprint, training tokens, seq_len
     told = set()
-    for cell in largest_first:
-        job = next((job for job in plan.jobs if job.cell == cell["cell"]), None)
-        if job is None:
-            continue
-        source = instantiate(plan.compose(job.overrides).data)
-        found[cell["cell"]] = source.fingerprint
-        tokens = source.size("train")
-        if tokens < cell["unique_tokens"] // source.seq_len * source.seq_len:
-            raise UserError(
-                f"cell {cell['cell']!r} wants {cell['unique_tokens']} unique tokens; the corpus has {tokens}"
-            )
-        if not quiet and source.fingerprint not in told:
-            told.add(source.fingerprint)
-            print(f"data {source.fingerprint}: {describe(source.audit, source.vocab_size)}")
-        if not quiet:
-            print(
-                f"  {cell['cell']}: {tokens:,} unique tokens, "
-                f"{tokens // source.seq_len:,} windows of {source.seq_len}"
-            )
+
+    def largest(cell: dict[str, Any]) -> int:
+        return -cell.get("unique_tokens", cell.get("sequences", 0))
+
+    for cell in sorted(plan.settings["cells"], key=largest):
+        for job in sources_of(plan, cell):
+            cfg = plan.compose(job.overrides)
+            key = str(config.resolved(cfg.data))
+            if key not in built:
+                source: Source = instantiate(cfg.data)
+                built[key] = source.fingerprint, source.size("train"), source.seq_len
+                if not quiet and source.fingerprint not in told:
+                    told.add(source.fingerprint)
+                    print(f"data {source.fingerprint}: {describe(source.audit, source.vocab_size)}", flush=True)
+            fingerprint, tokens, seq_len = built[key]
+            check_size(cell, job, tokens, seq_len)
+            if "sequences" in cell:
+                of_arm = found.setdefault(cell["cell"], {})
+                assert isinstance(of_arm, dict)
+                of_arm[job.arm] = fingerprint
+            else:
+                found[cell["cell"]] = fingerprint
+            if not quiet:
+                print(f"  {size_line(cell, job, tokens, seq_len)}", flush=True)
     check_data(plan, found)
     return found
+
+
+def sources_of(plan: Plan, cell: dict[str, Any]) -> list[Job]:
+    """One job for each source of a cell: any job, or the first of each arm where the cell counts sequences."""
+    jobs = [job for job in plan.jobs if job.cell == cell["cell"]]
+    if "sequences" not in cell:
+        return jobs[:1]
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.arm, job)
+    return list(first.values())
+
+
+def check_size(cell: dict[str, Any], job: Job, tokens: int, seq_len: int) -> None:
+    """Raises UserError where the training split is smaller than the cell's budget."""
+    wanted = tokens_of(cell, seq_len) // seq_len * seq_len
+    if tokens >= wanted:
+        return
+    if "sequences" in cell:
+        raise UserError(
+            f"cell {cell['cell']!r} wants {cell['sequences']} sequences; the data of {job.arm} have "
+            f"{tokens // seq_len}"
+        )
+    raise UserError(f"cell {cell['cell']!r} wants {cell['unique_tokens']} unique tokens; the corpus has {tokens}")
+
+
+def size_line(cell: dict[str, Any], job: Job, tokens: int, seq_len: int) -> str:
+    if "sequences" in cell:
+        return f"{cell['cell']}, {job.arm}: {tokens // seq_len:,} sequences of {seq_len} tokens"
+    return f"{cell['cell']}: {tokens:,} unique tokens, {tokens // seq_len:,} windows of {seq_len}"
 
 
 def describe(audit: dict[str, Any], vocab_size: int) -> str:
@@ -53,21 +97,28 @@ def describe(audit: dict[str, Any], vocab_size: int) -> str:
     return "; ".join(parts)
 
 
-def check_data(plan: Plan, found: dict[str, str]) -> None:
+def fingerprint_of(found: Fingerprints, cell: str, arm: str) -> str | None:
+    """The fingerprint of an arm's data in a cell, where it is known."""
+    of_cell = found.get(cell)
+    return of_cell.get(arm) if isinstance(of_cell, dict) else of_cell
+
+
+def check_data(plan: Plan, found: Fingerprints) -> None:
     """Raises UserError where plan.json or a finished run was made of other data than is here now."""
     advice = "bring that corpus back, or start elsewhere with output_dir=..."
-    for cell, mark in plan.before.get("data", {}).items():
-        if found.get(cell, mark) != mark:
-            raise UserError(
-                f"the corpus has changed: {cell} began with data {mark}, here is {found[cell]}; {advice}"
-            )
+    began: Fingerprints = plan.before.get("data", {})
+    for cell, of_cell in began.items():
+        for arm, mark in of_cell.items() if isinstance(of_cell, dict) else [("", of_cell)]:
+            here = fingerprint_of(found, cell, arm)
+            if here is not None and here != mark:
+                name = f"{cell}, {arm}," if arm else cell
+                raise UserError(f"the corpus has changed: {name} began with data {mark}, here is {here}; {advice}")
     for job in plan.jobs:
         if job.finished:
             mark = RunDirectory(job.path).read_record().get("data", {}).get("fingerprint")
-            if mark is not None and mark != found[job.cell]:
-                raise UserError(
-                    f"the corpus has changed: {job.run} saw data {mark}, here is {found[job.cell]}; {advice}"
-                )
+            here = fingerprint_of(found, job.cell, job.arm)
+            if mark is not None and mark != here:
+                raise UserError(f"the corpus has changed: {job.run} saw data {mark}, here is {here}; {advice}")
 
 
 def check_code(plan: Plan) -> None:

@@ -15,13 +15,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dlm import config
+from dlm.build import outline
 from dlm.callbacks import evaluation_steps
 from dlm.errors import UserError
+from dlm.layout import Layout
 from dlm.lm import LanguageModel
 
 START_SECONDS = 8.0  # of a process, its imports and its data
 WHOLE_SPLIT = 300  # windows, roughly, where a split is scored whole: a prediction must not build the data
-CHARACTERS = 97  # tokens, where neither the data's configuration nor the scale says more
+CHARACTERS = 97  # tokens, where neither the configuration of the data nor the scale says more
 TRAINING_STATE = 16  # bytes per parameter of a resumable checkpoint: weights, their average, two moments
 AVERAGED = 4  # bytes per parameter of a snapshot
 ROW = 12  # bytes of one held-out window's loss in windows.jsonl
@@ -69,7 +71,9 @@ class Pricing:
         self.networks: dict[str, tuple[int, float, float]] = {}
 
     def __call__(self, cfg: DictConfig, unique_tokens: int, epochs: float) -> Cost:
-        cfg = OmegaConf.merge(cfg, {"vocab_size": self.vocabulary(cfg)})  # pyright: ignore[reportAssignmentType]
+        told, layout = outline(cfg)
+        size = told or self.assume.get("vocab_size", CHARACTERS)
+        cfg = OmegaConf.merge(cfg, {"vocab_size": size})  # pyright: ignore[reportAssignmentType]
         unique = unique_tokens // cfg.seq_len * cfg.seq_len
         if not unique:
             raise UserError(f"{unique_tokens} unique tokens are less than one window of seq_len={cfg.seq_len}")
@@ -77,7 +81,7 @@ class Pricing:
         tail = sum(ends) * cfg.branches.cooldown if ends else 0.0
         per_epoch = unique / cfg.seq_len / cfg.batch_size
         points = len(self.marks(cfg, epochs, per_epoch))
-        params, flops, full = self.network(cfg)
+        params, flops, full = self.network(cfg, layout)
         trained = unique * (epochs + tail)
         kept = len(OmegaConf.select(cfg, "evaluation.snapshots") or []) + len(ends)
         windows = 2 * (cfg.evaluation.windows or WHOLE_SPLIT) * (points + len(ends))
@@ -99,21 +103,14 @@ class Pricing:
             speed_key=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16],
         )
 
-    def vocabulary(self, cfg: DictConfig) -> int:
-        """The data's size where its configuration says it, else what the scale assumes, else characters."""
-        for key in ("data.vocab_size", "data.tokenizer.vocab_size"):
-            size = OmegaConf.select(cfg, key)
-            if size is not None:
-                return size
-        return self.assume.get("vocab_size", CHARACTERS)
-
-    def network(self, cfg: DictConfig) -> tuple[int, float, float]:
+    def network(self, cfg: DictConfig, layout: Layout) -> tuple[int, float, float]:
         """(parameters, FLOPs per trained token, the same with full attention)."""
         plain = config.resolved(cfg)
-        key = json.dumps([plain["backbone"], plain["method"]], sort_keys=True)
+        tables = [None if table is None else table.tolist() for table in layout]
+        key = json.dumps([plain["backbone"], plain["method"], tables], sort_keys=True)
         if key not in self.networks:
             with torch.device("meta"):
-                backbone = instantiate(cfg.backbone)
+                backbone = instantiate(cfg.backbone, _partial_=True)(layout=layout)
             make = instantiate(cfg.method, _partial_=True)
             model: LanguageModel = make(
                 backbone=backbone, optim=OmegaConf.to_object(cfg.optim), seed=0, eval_draws=1, total_steps=1

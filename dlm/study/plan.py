@@ -15,11 +15,13 @@ from dlm import config, device, tuning
 from dlm.errors import UserError
 from dlm.files import newest_row, read_json, read_lines, write_json
 from dlm.run import RunDirectory
+from dlm.study.checks import keyed, same
 from dlm.study.command import Command, names, study_file, whole_numbers
 from dlm.study.compose import Composer
 from dlm.study.cost import Cost, Pricing
+from dlm.study.decoding import about, seconds_of
 from dlm.study.launch import gpus
-from dlm.study.scale import ROLES, branches_of, budget, epochs_of, keyed, read_scale, same, seeds_of
+from dlm.study.scale import branches_of, budget, epochs_of, read_scale, role_of, seeds_of, tokens_of
 from dlm.tuning import Search
 
 
@@ -154,7 +156,7 @@ class Plan:
         cfg = self.compose(overrides)
         kind = (cell["cell"], arm["arm"])
         if kind not in self.costs:  # all seeds cost the same
-            self.costs[kind] = self.price(cfg, cell["unique_tokens"], epochs)
+            self.costs[kind] = self.price(cfg, tokens_of(cell, cfg.seq_len), epochs)
         where = config.run_path(cfg)
         return Job(
             where.name, cell["cell"], arm["arm"], seed, epochs, branches, overrides, where, self.costs[kind]
@@ -201,10 +203,13 @@ class Plan:
 
     @property
     def measuring_seconds(self) -> float:
-        """Wall time of the measures, where the scale says how long a run's take."""
+        """Wall time of the measures and decodings, where the scale says how long a run's take."""
         evaluate = self.settings.get("evaluate", {})
         seeds = evaluate.get("seeds", self.seeds)
-        return evaluate.get("seconds", 0) * sum(job.seed in seeds for job in self.jobs) / self.workers
+        measures = evaluate.get("seconds", 0) * sum(job.seed in seeds for job in self.jobs)
+        blocks = self.settings["decode"]
+        decoded = sum(seconds_of(about(blocks, job.cell, job.arm, job.seed)) for job in self.jobs)
+        return (measures + decoded) / self.workers
 
     @property
     def predicted_seconds(self) -> float:
@@ -240,7 +245,7 @@ class Plan:
             "disk_bytes": round(sum(job.cost.disk_bytes for job in jobs)),
         }
 
-    def write(self, data: dict[str, str] | None = None) -> None:
+    def write(self, data: dict[str, Any] | None = None) -> None:
         """plan.json, with what earlier calls have left in it: when it started, its seconds, its data."""
 
         def public(arm: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +259,7 @@ class Plan:
 
         def cell(cell: dict[str, Any]) -> dict[str, Any]:
             jobs = [job for job in self.jobs if job.cell == cell["cell"]]
-            found = {"role": ROLES[0]} | {k: v for k, v in cell.items() if k != "overrides"}
+            found = {"role": role_of(cell)} | {k: v for k, v in cell.items() if k != "overrides"}
             return found | {"predicted": self.totals(jobs)}
 
         again = self.before if self.started == self.before.get("started") else {}
@@ -269,7 +274,7 @@ class Plan:
                 "workers": self.workers,
                 "hardware": {"machine": device.describe(), "cores": os.cpu_count()},
                 "any_code": self.command.any_code or again.get("any_code", False),
-                "data": data if data is not None else again.get("data", {}),
+                "data": joined(again.get("data", {}), data),
                 "tuning": self.search.where if self.search else None,
                 "base": self.settings["base"],
                 "cells": [cell(c) for c in self.settings["cells"]],
@@ -280,6 +285,14 @@ class Plan:
                 "seconds": again.get("seconds", {}),
             },
         )
+
+
+def joined(before: dict[str, Any], now: dict[str, Any] | None) -> dict[str, Any]:
+    """Fingerprints of the data: those of now, and of a cell's other arms what was known of them."""
+    if now is None:
+        return before
+    known = {cell: of if isinstance(of, dict) else {} for cell, of in before.items()}
+    return {cell: known.get(cell, {}) | of if isinstance(of, dict) else of for cell, of in now.items()}
 
 
 def find_search(command: Command, folder: Path, settings: dict[str, Any]) -> Search | None:

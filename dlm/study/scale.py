@@ -10,20 +10,21 @@ arms:                          what is compared; `optional_arms` join by ARMS=
     label: ARM, regularised
     baseline: true             X1 and X2 are measured against it
     description: ...
-    group: regularised         baseline, regularised, mechanism, process or dual
+    group: regularised         baseline, regularised, mechanism, process, dual or order
     overrides: [method=arm]    they win over `base`
     tuned: arm                 ... and so do those of the best trial of this search
     cells: [scarce-8k]         default: all
     replicate: false           the first seed alone; or the cells in which it gets every seed
 cells:                         the data budgets
   - cell: scarce-8k
-    role: scarce               or control
+    role: scarce               or control; task: no law of the budget is fitted
     size: 20M                  a label, where cells differ in size
-    unique_tokens: 8192
+    unique_tokens: 8192        or sequences: 57600 examples, however many tokens an arm writes each of them in
     overrides: [...]
     epochs: {default: 416, arm: 128}
     branches: {default: [24, 96, 384], arm: [24, 96]}    epochs at which cooled branches end
 evaluate: {seeds: [0], seconds: 25, items: 48}    seconds: predicted, per run; the rest goes to dlm.measure
+decode: [...]                  how finished runs of tasks are decoded, see decoding.py
 assume: {flops_per_second: 2e14, vocab_size: 50257}    per GPU, and of data that is not there yet
 slurm: {partition: gpu, cpus_per_task: 8, timeout_min: 1440}
 calibrate: false               with seconds_per_run: 10 instead of measuring
@@ -38,28 +39,30 @@ import yaml
 
 from dlm.errors import UserError
 from dlm.measure.subject import Settings
+from dlm.study.checks import Number, arm_name, check_keys, keyed, once, same
+from dlm.study.decoding import check_blocks
 
-Number = (int, float)
 TOP: dict[str, Any] = {
     "minutes": Number, "workers": int, "seeds": list, "base": list, "arms": list, "optional_arms": list,
-    "cells": list, "tuning": str, "evaluate": dict, "assume": dict, "slurm": dict, "calibrate": bool,
-    "seconds_per_run": Number,
+    "cells": list, "tuning": str, "evaluate": dict, "decode": list, "assume": dict, "slurm": dict,
+    "calibrate": bool, "seconds_per_run": Number,
 }  # fmt: skip
 ARM: dict[str, Any] = {
     "arm": str, "label": str, "baseline": bool, "description": str, "group": str, "overrides": list, "tuned": str,
     "cells": list, "replicate": (bool, list),
 }  # fmt: skip
 CELL: dict[str, Any] = {
-    "cell": str, "role": str, "size": str, "unique_tokens": int, "overrides": list, "epochs": dict,
-    "branches": dict,
+    "cell": str, "role": str, "size": str, "unique_tokens": int, "sequences": int, "overrides": list,
+    "epochs": dict, "branches": dict,
 }  # fmt: skip
 ASSUME = {"flops_per_second": Number, "vocab_size": int}
 EVALUATE: dict[str, Any] = {
     "seeds": list, "seconds": Number, "measures": (str, list), "checkpoints": (str, list),
 } | {f.name: str if f.type is str else int for f in fields(Settings)}  # fmt: skip
-GROUPS = ("baseline", "regularised", "mechanism", "process", "dual")
-ROLES = ("scarce", "control")
-RESERVED = {"study", "scale", "cell", "arm", "seed", "epochs", "output_dir"}
+GROUPS = ("baseline", "regularised", "mechanism", "process", "dual", "order")
+TASK = "task"
+ROLES = ("scarce", "control", TASK)
+BUDGETS = ("unique_tokens", "sequences")
 
 
 def read_scale(file: Path, methods: set[str]) -> dict[str, Any]:
@@ -92,7 +95,9 @@ def read_scale(file: Path, methods: set[str]) -> dict[str, Any]:
         check_keys(f"{file}: arm {arm_name(arm)}", arm, ARM, ("arm", "overrides"))
     for cell in settings["cells"]:
         where = f"{file}: cell {cell.get('cell', '?')!r}" if isinstance(cell, dict) else f"{file}: cells"
-        check_keys(where, cell, CELL, ("cell", "unique_tokens", "epochs"))
+        check_keys(where, cell, CELL, ("cell", "epochs"))
+        if len([key for key in BUDGETS if key in cell]) != 1:
+            raise UserError(f"{where}: needs one of {' and '.join(BUDGETS)}, and not both")
     once(file, "arm", [arm["arm"] for arm in arms])
     once(file, "cell", [cell["cell"] for cell in settings["cells"]])
     base = keyed(f"{file}: base", settings["base"])
@@ -100,62 +105,13 @@ def read_scale(file: Path, methods: set[str]) -> dict[str, Any]:
         check_arm(file, settings, arm, base)
     for cell in settings["cells"]:
         check_cell(file, cell, arms, methods, base)
-    budgets = [
-        (str(sorted(keyed("", c.get("overrides", [])).items())), c["unique_tokens"]) for c in settings["cells"]
-    ]
-    once(file, "cell of the same overrides and unique_tokens", [f"{tokens} ({o})" for o, tokens in budgets])
+    budgets = [(str(sorted(keyed("", c.get("overrides", [])).items())), *budget_of(c)) for c in settings["cells"]]
+    for kind in BUDGETS:
+        same_kind = [f"{size} ({o})" for o, key, size in budgets if key == kind]
+        once(file, f"cell of the same overrides and {kind}", same_kind)
+    tasks = [cell["cell"] for cell in settings["cells"] if "sequences" in cell]
+    settings["decode"] = check_blocks(file, settings.get("decode", []), [arm["arm"] for arm in arms], tasks)
     return settings
-
-
-def check_keys(where: str, found: Any, known: dict[str, Any], required: tuple[str, ...]) -> None:
-    """Raises UserError for anything but a mapping with these keys, of these types."""
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: expected a mapping, not {found!r}")
-    for key, value in found.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
-        kind = known[key]
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            name = "number" if kinds == Number else " or ".join(k.__name__ for k in kinds)
-            raise UserError(f"{where}: {key} must be of type {name}, not {value!r}")
-    for key in required:
-        if key not in found:
-            raise UserError(f"{where}: has no {key!r}")
-
-
-def arm_name(arm: Any) -> str:
-    return repr(arm.get("arm", "?") if isinstance(arm, dict) else arm)
-
-
-def once(file: Path, what: str, found: list[Any]) -> None:
-    for name in found:
-        if found.count(name) > 1:
-            raise UserError(f"{file}: two times the same {what}: {name}")
-
-
-def keyed(where: str, overrides: list[Any]) -> dict[str, str]:
-    """{key: value} of `key=value` strings. Raises UserError for another form, or two values of one key."""
-    found: dict[str, str] = {}
-    for override in overrides:
-        key, equals, value = str(override).partition("=")
-        if not equals:
-            raise UserError(f"{where}: {override!r} is no key=value")
-        if key in RESERVED:
-            raise UserError(f"{where}: {override}: the plan sets {key} by itself")
-        if key in found and not same(found[key], value):
-            raise UserError(f"{where}: {key} is given twice, as {found[key]} and as {value}")
-        found[key] = value
-    return found
-
-
-def same(one: str, other: str) -> bool:
-    """Whether two values on a command line mean the same: 1e-3 is 0.001."""
-    return one == other or yaml_number(one) == yaml_number(other) is not None
-
-
-def yaml_number(text: str) -> float | None:
-    return float(text) if text.replace(".", "", 1).replace("e-", "", 1).replace("e", "", 1).isdecimal() else None
 
 
 def check_arm(file: Path, settings: dict[str, Any], arm: dict[str, Any], base: dict[str, str]) -> None:
@@ -183,13 +139,14 @@ def check_cell(
     file: Path, cell: dict[str, Any], arms: list[dict[str, Any]], methods: set[str], base: dict[str, str]
 ) -> None:
     where = f"{file}: cell {cell['cell']!r}"
-    budget = {**base, **keyed(where, cell.get("overrides", []))}.get("data.unique_tokens")
-    if budget is not None and not same(budget, str(cell["unique_tokens"])):
-        raise UserError(f"{where}: unique_tokens: {cell['unique_tokens']}, but data.unique_tokens={budget}")
-    if cell.get("role", ROLES[0]) not in ROLES:
+    kind, size = budget_of(cell)
+    given = {**base, **keyed(where, cell.get("overrides", []))}.get(f"data.{kind}")
+    if given is not None and not same(given, str(size)):
+        raise UserError(f"{where}: {kind}: {size}, but data.{kind}={given}")
+    if role_of(cell) not in ROLES:
         raise UserError(f"{where}: role is one of {', '.join(ROLES)}, not {cell['role']!r}")
-    if cell["unique_tokens"] < 1:
-        raise UserError(f"{where}: unique_tokens must be positive, not {cell['unique_tokens']}")
+    if size < 1:
+        raise UserError(f"{where}: {kind} must be positive, not {size}")
     if "default" not in cell["epochs"]:
         raise UserError(f"{where}: epochs has no 'default'")
     known = {"default", *methods, *(arm["arm"] for arm in arms)}
@@ -225,8 +182,26 @@ def branches_of(cell: dict[str, Any], arm: str) -> list[float]:
     return branches.get(arm, [end for end in branches.get("default", []) if end <= epochs_of(cell, arm)])
 
 
+def budget_of(cell: dict[str, Any]) -> tuple[str, int]:
+    """Which of BUDGETS the cell has, and how large it is."""
+    kind = next(key for key in BUDGETS if key in cell)
+    return kind, cell[kind]
+
+
+def role_of(cell: dict[str, Any]) -> str:
+    """A cell of sequences is a task unless it says otherwise."""
+    return cell.get("role", TASK if "sequences" in cell else ROLES[0])
+
+
+def tokens_of(cell: dict[str, Any], seq_len: int) -> int:
+    """The unique training tokens of an arm that writes its sequences in `seq_len` tokens."""
+    kind, size = budget_of(cell)
+    return size if kind == "unique_tokens" else size * seq_len
+
+
 def budget(cell: dict[str, Any]) -> list[str]:
     """The cell's own overrides, its budget among them."""
     own = cell.get("overrides", [])
-    given = any(str(override).startswith("data.unique_tokens=") for override in own)
-    return [*own, *([] if given else [f"data.unique_tokens={cell['unique_tokens']}"])]
+    kind, size = budget_of(cell)
+    given = any(str(override).startswith(f"data.{kind}=") for override in own)
+    return [*own, *([] if given else [f"data.{kind}={size}"])]

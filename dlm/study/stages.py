@@ -8,25 +8,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dlm import config, device
 from dlm.errors import UserError
 from dlm.files import read_json, write_json
 from dlm.report.study import load_study
-from dlm.run import RunDirectory
 from dlm.study.calibrate import calibrate
 from dlm.study.command import Command, load, study_file
 from dlm.study.corpora import check_code, prepare
-from dlm.study.launch import Deadline, Launcher, Local, OutOfTime, Task, gpus, run_tasks
+from dlm.study.evaluate import evaluate, launcher
+from dlm.study.launch import Deadline, OutOfTime, Task, run_tasks
 from dlm.study.plan import Job, Plan, find_search
-from dlm.study.scale import read_scale
-from dlm.study.slurm import Slurm
+from dlm.study.scale import TASK, read_scale, role_of
 from dlm.study.table import show
-
-MEASURED = "measured.json"  # in a run's directory: which measures have been taken of which checkpoints
 
 
 def run_study(command: Command) -> None:
@@ -79,7 +74,7 @@ def do_stages(command: Command, file: Path, deadline: Deadline) -> list[Task]:
             failed += evaluate(command, file, deadline)
     if "fit" in stages:
         with clocked(command.directory, "fit"):
-            fit(command.directory)
+            fit(command, file)
     if "report" in stages:
         page, verdict = report(file.parent, command.directory)
         print("\n".join(["", *verdict, "", f"report: {page}"]))
@@ -138,13 +133,7 @@ def tune(command: Command, deadline: Deadline) -> None:
         raise UserError(f"{len(failed)} trials of {settings['tuning']} failed; see {inner.directory / 'logs'}")
 
 
-# --- train and evaluate -----------------------------------------------------------------------------------------
-
-
-def launcher(command: Command, settings: dict[str, Any], workers: int, file: Path) -> Launcher:
-    if command.launcher == "local":
-        return Local(workers)
-    return Slurm(command.directory / "jobs", settings.get("slurm", {}), file)
+# --- train ------------------------------------------------------------------------------------------------------
 
 
 def train(plan: Plan, deadline: Deadline) -> list[Task]:
@@ -171,76 +160,21 @@ def train(plan: Plan, deadline: Deadline) -> list[Task]:
     return run_tasks(tasks, launcher(plan.command, plan.settings, plan.workers, plan.file), deadline)
 
 
-def evaluate(command: Command, file: Path, deadline: Deadline) -> list[Task]:
-    """Take the measures of every finished run that has not got them; return what failed."""
-    settings = read_scale(file, config.methods())
-    wanted = dict(settings.get("evaluate", {}))
-    if not wanted:
-        return []
-    seeds, seconds = wanted.pop("seeds", None), wanted.pop("seconds", 1.0)
-    arguments = [f"{key}={spelled(value)}" for key, value in wanted.items()]
-    tasks = []
-    plan = read_json(command.directory / "plan.json")
-    if "runs" not in plan:
-        raise UserError(f"{command.directory / 'plan.json'}: has no 'runs'")
-    for run in plan["runs"]:
-        directory = RunDirectory(command.directory / "runs" / run["run"])
-        if directory.finished and (seeds is None or run["seed"] in seeds) and not measured(directory, arguments):
-            line = [sys.executable, "-m", "dlm.measure", f"run={directory.path}", *arguments]
-            log = command.directory / "logs" / f"{run['run']}.measure.log"
-            done, progress = partial(note, directory, arguments), partial(share, directory, arguments)
-            tasks.append(Task(run["run"], line, log, done, seconds, progress, on_gpu=on_gpu(command, directory)))
-    if not tasks:
-        return []
-    print(f"measures of {len(tasks)} runs: {' '.join(arguments)}", flush=True)
-    workers = command.workers or settings.get("workers", 1)
-    return run_tasks(tasks, launcher(command, settings, workers, file), deadline)
-
-
-def on_gpu(command: Command, run: RunDirectory) -> bool:
-    """Whether measures need a GPU: here, if there is one; as a job, if the run was trained on one."""
-    return bool(gpus()) if command.launcher == "local" else run.read_config()["trainer"]["accelerator"] != "cpu"
-
-
-def spelled(value: Any) -> str:
-    """A YAML value as the command line of a measure has it."""
-    if isinstance(value, list):
-        return ",".join(spelled(v) for v in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def asked(run: RunDirectory, arguments: list[str]) -> dict[str, str]:
-    """What decides whether measures are still those that would be taken now."""
-    checkpoints = " ".join(run.checkpoints)
-    return {"arguments": " ".join(arguments), "checkpoints": checkpoints}
-
-
-def measured(run: RunDirectory, arguments: list[str]) -> bool:
-    file = run.path / MEASURED
-    return file.is_file() and read_json(file) == asked(run, arguments)
-
-
-def share(run: RunDirectory, arguments: list[str]) -> float:
-    return float(measured(run, arguments))
-
-
-def note(run: RunDirectory, arguments: list[str]) -> bool:
-    """Remember that a run's measures are taken; False if there are none."""
-    if not (run.path / "measures.jsonl").is_file():
-        return False
-    write_json(run.path / MEASURED, asked(run, arguments))
-    return True
-
-
 # --- fit and report ---------------------------------------------------------------------------------------------
 
 
-def fit(directory: Path) -> None:
-    """Fit the laws to what is there, into fits.json."""
+def fit(command: Command, file: Path) -> None:
+    """Fit the laws to what is there, into fits.json; tasks have none."""
     from dlm.report.fits import fit_study  # scipy, which no other stage needs
 
-    write_json(directory / "fits.json", fit_study(load_study(directory)))
-    print(f"fits: {directory / 'fits.json'}", flush=True)
+    cells = read_scale(file, config.methods())["cells"]
+    if all(role_of(cell) == TASK for cell in cells):
+        if command.stage != "all":
+            print(f"fits: none, every cell of {command.scale} is a task", flush=True)
+        return
+    fits = command.directory / "fits.json"
+    write_json(fits, fit_study(load_study(command.directory)))
+    print(f"fits: {fits}", flush=True)
 
 
 def report(folder: Path, directory: Path) -> tuple[Path, list[str]]:

@@ -48,9 +48,9 @@ CLAIMS: Sequence[Claim] = (
     Claim("S5", "A gap like the published one, between top probability and margin, comes from the noise on the "
           "score's scale, not from the score.",
           "Yes for a model if, without noise, margin and log-ratio are both within ± 5 points of top probability, "
-          "and with it log-ratio is more than 5 points ahead; no if a score is more than 5 points ahead without "
-          "noise, or log-ratio is not ahead with it. It shows what suffices for such a gap, not what the authors "
-          "did.",
+          "and with it log-ratio is more than 5 points ahead; no if a score is more than 5 points away "
+          "without noise, or log-ratio is less than 5 ahead with it. It shows what suffices for such a gap, not "
+          "what the authors did.",
           "needs top_probability, margin and log_ratio with and without noise", report_rules.noise_not_score),
     Claim("S6", "At equal steps, an ARM learns the solver's order better than row by row, and that better than a "
           "random one.",

@@ -86,20 +86,27 @@ def collection_of(command: Command) -> dict[Shape, list[tuple[str, np.ndarray]]]
 
 def check(command: Command) -> None:
     """Raises UserError, naming the first line, unless every puzzle has exactly one solution."""
+    print(f"{require_proper(collection_of(command))} puzzles, each with exactly one solution")
+
+
+def require_proper(collection: dict[Shape, list[tuple[str, np.ndarray]]]) -> int:
+    """The number of puzzles. Raises UserError, naming the first line that has not exactly one solution."""
     bad, total = [], 0
-    for shape, rows in collection_of(command).items():
+    for shape, rows in collection.items():
         counts = count_solutions(np.stack([board for _, board in rows]), shape)
         total += len(rows)
         says = {0: "no solution", 2: "more than one solution"}
         bad += [f"{where}: {says[int(n)]}" for (where, _), n in zip(rows, counts, strict=True) if n != 1]
     if bad:
         raise UserError(f"{bad[0]} ({len(bad)} of {total} puzzles are not proper)")
-    print(f"{total} puzzles, each with exactly one solution")
+    return total
 
 
 def grade_collection(command: Command) -> None:
-    """One line per puzzle, and how many need what."""
-    for shape, rows in collection_of(command).items():
+    """One line per puzzle, and how many need what. Raises UserError for one that is not proper, as `check`."""
+    collection = collection_of(command)
+    require_proper(collection)
+    for shape, rows in collection.items():
         grades = grade(np.stack([board for _, board in rows]), shape, strict=command.strict)
         names = [
             "not solved" if not s else TECHNIQUES[int(n)] for s, n in zip(grades.solved, grades.level, strict=True)
