@@ -14,7 +14,7 @@ ARGS    ?=
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  settings: NAME=$(NAME) SCALE=$(SCALE) (smoke, laptop, laptop-long, gpu-smoke, gpu, cluster) ARMS=genmd4,aoarm ONLY=arm,md4"
+	@echo "  settings: NAME=$(NAME) SCALE=$(SCALE) (smoke, laptop, laptop-long, laptop-9x9, gpu-smoke, gpu, cluster) ARMS=genmd4,aoarm ONLY=arm,md4"
 	@echo "            SEEDS=0,1 STAGE=plan (data plan tune train evaluate fit report) MINUTES=15 LIMIT=9 WORKERS=2 LAUNCHER=slurm"
 
 setup: $(READY) ## the .venv, from the lock in constraints.txt

@@ -147,10 +147,9 @@ def difference(study: TaskStudy, first: Frame, second: Frame) -> Estimate | None
     if same_puzzles([runs[name] for name in (*one, *other)]) and all(
         "outcomes" in row for row in (*one.values(), *other.values())
     ):
-        bits = [[outcomes(row) for row in rows.values()] for rows in (one, other)]
-        least = min(len(b) for side in bits for b in side)
-        ours, theirs = (np.stack([b[:least] for b in side]) for side in bits)
-        return between_arms(ours, theirs)
+        shared = common_outcomes([*one.values(), *other.values()])
+        if shared is not None:
+            return between_arms(np.stack(shared[: len(one)]), np.stack(shared[len(one) :]))
     pairs = [
         unpaired((a["solved"], a["puzzles"]), (b["solved"], b["puzzles"]))
         for a in one.values()
@@ -171,11 +170,23 @@ def within(first: Frame, second: Frame, run: str) -> list[Estimate]:
 
 
 def pair(a: dict[str, Any], b: dict[str, Any]) -> Estimate:
-    """The difference of two decodings of the same puzzles, of those that both have."""
-    if "outcomes" not in a or "outcomes" not in b:
+    """The difference of two decodings of one split, of the puzzles that both have."""
+    shared = common_outcomes([a, b]) if "outcomes" in a and "outcomes" in b else None
+    if shared is None:
         return unpaired((a["solved"], a["puzzles"]), (b["solved"], b["puzzles"]))
-    least = min(a["puzzles"], b["puzzles"])
-    return paired(outcomes(a)[:least], outcomes(b)[:least])
+    return paired(*shared)
+
+
+def common_outcomes(rows: Sequence[dict[str, Any]]) -> list[np.ndarray] | None:
+    """Which puzzles of the smallest decoding each of these solved; None where others did not answer all of those.
+
+    Decodings of one split of N puzzles: n of them are those with the numbers k N // n (DataModule.window_numbers),
+    which are every m-th of m n.
+    """
+    least = min(row["puzzles"] for row in rows)
+    if any(row["puzzles"] % least for row in rows):
+        return None
+    return [outcomes(row)[:: row["puzzles"] // least] for row in rows]
 
 
 def same_puzzles(runs: Sequence[TaskRun]) -> bool:
