@@ -174,7 +174,7 @@ def pair(a: dict[str, Any], b: dict[str, Any]) -> Estimate:
     shared = common_outcomes([a, b]) if "outcomes" in a and "outcomes" in b else None
     if shared is None:
         return unpaired((a["solved"], a["puzzles"]), (b["solved"], b["puzzles"]))
-    return paired(*shared)
+    return paired(shared[0], shared[1])
 
 
 def common_outcomes(rows: Sequence[dict[str, Any]]) -> list[np.ndarray] | None:

@@ -94,9 +94,9 @@ def data_table(decoded: Decoded) -> Table | Absent:
 
 
 def named_levels(audit: dict[str, Any]) -> dict[str, Any]:
-    """The audit with techniques by name."""
+    """The audit of Sudoku puzzles with techniques by name; other puzzles have other levels."""
     levels = audit.get("levels")
-    if not isinstance(levels, dict):
+    if not isinstance(levels, dict) or audit.get("task") != "sudoku":
         return audit
     return audit | {
         "levels": {
