@@ -1,15 +1,19 @@
 """Sudoku in its four formats through the command: the same puzzles and counts, whatever writes the answers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import TOY, composed
+from hydra.errors import InstantiationException
 
 from dlm import train
 from dlm.decode import __main__ as command
+from dlm.errors import UserError
 from dlm.evaluate import load_run
 
 SMALL = [word for word in TOY if not word.startswith(("data", "seq_len", "steps"))]
@@ -108,3 +112,29 @@ def test_collections(called, refused, runs, tmp_path):
     (tmp_path / "bad.txt").write_text(lines[0] + "\n" + "." * 81 + "\n")
     said = refused(command.main, f"run={runs['in_place']}", f"puzzles_file={tmp_path / 'bad.txt'}")
     assert "bad.txt:2" in said and "4x4" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("triples", {"order": "row_major"}, "trained with data="),
+        ("joint", {"order": "solver"}, "trained with data="),
+        ("in_place", {"size": 6}, "6x6"),
+        ("in_place", {"format": "joint"}, "symbols"),
+        ("joint", {"format": "triples"}, "seq_len=16"),
+    ],
+)
+def test_other_data_than_in_training_are_refused(refused, runs, tmp_path, name, changes, said):
+    """An edited configuration: another order has the same tokens and vocabulary, the rest has others."""
+    run = tmp_path / "run"
+    shutil.copytree(runs[name], run, ignore=shutil.ignore_patterns("decodings.jsonl"))
+    load_run(run)  # as it is, it loads
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"].keys() >= changes.keys()
+    config["data"].update(changes)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises((UserError, InstantiationException), match=said):
+        load_run(run)
+    assert said in refused(command.main, f"run={run}", "policy=margin", "puzzles=12")
+    rows = run / "decodings.jsonl"
+    assert not rows.exists() or not rows.read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 from markupsafe import Markup
-from planted_sudoku import ARMS, RULES, planted
+from planted_sudoku import ARMS, PI, RULES, planted
 
 from dlm.errors import UserError
 from dlm.report.decoded import Decoded
@@ -111,6 +111,62 @@ def test_a_noise_that_hurts_all_alike_is_not_the_scale(report, tmp_path):
     rules = RULES | {("log_ratio", "probability"): (0.82, 0.07)}
     found = answers(report, planted(tmp_path, sizes=(6,), rules=rules, nae=False, zebra=False, text=False))
     assert (found["S2"], found["S4"], found["S5"]) == ("yes", "no", "no")
+
+
+def test_a_lead_under_noise_that_is_nothing_like_the_published_gap(report, tmp_path):
+    """15 points ahead is ahead, but neither far nor a gap of 71 points; 35 would be."""
+    for lead, said in ((0.15, "no"), (0.45, "yes")):
+        rules = RULES | {("log_ratio", "probability"): (0.82, 0.10 + lead)}
+        study = planted(tmp_path / said, sizes=(4,), rules=rules, arms={}, nae=False, zebra=False, text=False)
+        found = answers(report, study)
+        assert (found["S4"], found["S5"]) == (said, said)
+
+
+def test_a_score_that_is_worse_without_noise_leaves_the_gap_undecided(report, tmp_path):
+    for score in ("margin", "log_ratio"):
+        rules = RULES | {(score, "probability"): (0.6, RULES[score, "probability"][1])}
+        study = planted(tmp_path / score, sizes=(4,), rules=rules, arms={}, nae=False, zebra=False, text=False)
+        found = answers(report, study)
+        assert (found["S4"], found["S5"]) == ("yes", "undecided")
+        assert found["S2"] == ("no" if score == "margin" else "yes")
+
+
+def test_a_lead_that_may_be_none_cannot_be_lost(report, tmp_path):
+    """Random order 7 points behind, give or take as much: how much of that the noise takes is not known."""
+    rules = RULES | {("random", "probability"): (0.75, None)}
+    study = planted(tmp_path, sizes=(4,), rules=rules, arms={}, puzzles=100, nae=False, zebra=False, text=False)
+    assert answers(report, study)["S3"] == "undecided"
+
+
+def test_first_errors_are_judged_by_training(report, tmp_path):
+    """All trainings together err where nothing could be deduced, one of them does not."""
+    study = planted(tmp_path, sizes=(4,), nae=False, zebra=False, text=False)
+    assert answers(report, study)["S8"] == "yes"
+    for path in study.glob("runs/*-s0/decodings.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        moved = [row | {"first_errors": {"3": sum(row["first_errors"].values())}} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in moved))
+    assert answers(report, study)["S8"] == "undecided"
+
+
+def test_a_bound_never_shows_that_a_loss_is_worse(report, tmp_path, monkeypatch):
+    for loss, said in ((2.6, "undecided"), (2.1, "yes")):
+        monkeypatch.setitem(PI, "mdm-text", (None, loss))
+        study = planted(tmp_path / said, sizes=(), nae=False, zebra=False)
+        assert answers(report, study)["S16"] == said
+
+
+def test_shares_stand_over_what_they_cost(made):
+    study, _ = made
+    page = (study / "report.html").read_text()
+    for number in ("T1", "T2", "T3", "T6"):
+        assert "NFE 26.0" in table(page, f"{number}. "), number
+    assert "5.7 times the MDM's training FLOPs" in Markup(page).unescape()
+
+
+def table(page, start):
+    """The first table of a page whose caption starts so."""
+    return page.split(f'<p class="caption">{start}', 1)[1].split("</table>")[0]
 
 
 def test_orders_that_do_not_help(report, tmp_path):

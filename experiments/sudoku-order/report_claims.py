@@ -39,18 +39,21 @@ CLAIMS: Sequence[Claim] = (
           "needs top_probability and margin without noise", report_rules.same_without_noise),
     Claim("S3", "Gumbel noise of 0.5 destroys both orders that rank by probabilities, margin included.",
           "Yes for a model if, for top probability and for margin, the noise takes more than half of the lead "
-          "over random order (95 % interval of the fall); no if it takes less.",
+          "over random order: the paired 95 % interval of the fall lies above half of the upper end of the "
+          "lead's; no if for one it lies below half of the lower end. Undecided where the lead itself does not "
+          "lie above 5 points.",
           "needs top_probability and margin with and without the noise, and random", report_rules.collapse),
     Claim("S4", "Under that noise the score's scale decides: the log-ratio stays far ahead.",
-          "Yes for a model if log-ratio solves at least 5 points more than top probability and than margin "
-          "(paired 95 % intervals); no if less than 5 more than one of them.",
+          "Yes for a model if the paired 95 % intervals of log-ratio's lead over top probability and over margin "
+          "lie above 30 points (the published gap is 71); no if one lies below.",
           "needs top_probability, margin and log_ratio with the noise", report_rules.ratio_survives),
     Claim("S5", "A gap like the published one, between top probability and margin, comes from the noise on the "
           "score's scale, not from the score.",
           "Yes for a model if, without noise, margin and log-ratio are both within ± 5 points of top probability, "
-          "and with it log-ratio is more than 5 points ahead; no if a score is more than 5 points away "
-          "without noise, or log-ratio is less than 5 ahead with it. It shows what suffices for such a gap, not "
-          "what the authors did.",
+          "and with it log-ratio is more than 30 points ahead (the published gap is 71); no if margin is more "
+          "than 5 points ahead without noise, or log-ratio less than 30 with it (paired 95 % intervals). A score "
+          "that is worse without noise leaves it undecided. It shows what suffices for such a gap, not what the "
+          "authors did.",
           "needs top_probability, margin and log_ratio with and without noise", report_rules.noise_not_score),
     Claim("S6", "At equal steps, an ARM learns the solver's order better than row by row, and that better than a "
           "random one.",
@@ -62,8 +65,8 @@ CLAIMS: Sequence[Claim] = (
           "below; two trainings of each are needed. Sizes, steps and FLOPs stand in T1.",
           "needs an MDM and an ARM with the solver's order in one cell", report_rules.diffusion_and_arm),
     Claim("S8", "First errors fall on cells that could not be deduced, more than their share of the fills.",
-          "Yes for an order if the 95 % Wilson interval of the rate of first errors among such fills lies above "
-          "that among all others; no if below.",
+          "Yes for an order if, in every training, the 95 % Wilson interval of the rate of first errors among "
+          "such fills lies above that among all others; no if below in every one.",
           "needs fills and first errors by kind", report_rules.mechanism),
     Claim("S9", "Puzzles beyond the seven techniques, unseen in training, are solved less often.",
           "Yes if the 95 % interval of the difference from ordinary held-out puzzles lies above 0; no if below.",
@@ -91,7 +94,8 @@ CLAIMS: Sequence[Claim] = (
           "one is worse; two trainings of each are needed.",
           "needs ARMs on text in two orders", report_text.closer_is_better),
     Claim("S16", "Text: masked diffusion is no worse than an ARM in a uniformly random order.",
-          "Yes if its loss, a bound, exceeds the ARM's by less than 0.02 nats per token (two standard errors); no "
-          "if by more.",
+          "Yes if its loss, an upper bound, exceeds the ARM's by less than 0.02 nats per token (two standard "
+          "errors); undecided otherwise, never no: the loss itself may lie below its bound. Two trainings of each "
+          "are needed.",
           "needs an MDM and an ARM in uniform order on one text", report_text.diffusion_reads),
 )  # fmt: skip

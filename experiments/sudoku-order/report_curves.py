@@ -29,7 +29,7 @@ def curves_figure(decoded: Decoded) -> Figure | Absent:
     cells = list(dict.fromkeys(frame["cell"]))
     columns = min(2, len(cells))
     lines = -(-len(cells) // columns)
-    figure, axes = canvas(4.9 * columns, 2.9 * lines, rows=lines, columns=columns)
+    figure, axes = canvas(max(9.0, 4.9 * columns), 2.9 * lines, rows=lines, columns=columns)
     panels = []
     for cell, ax in zip(cells, axes.flat, strict=False):
         tags = []

@@ -48,12 +48,15 @@ def protocol(decoded: Decoded) -> Table | Absent:
             short_flops(p["flops"]), p["nfe"], p["pace"], p["seeds"],
             f"{p['values']}; {p['noise']}",
         ])  # fmt: skip
+    arm, mdm = PROTOCOL
     head = ["<run", "<format", "parameters", "sequences seen", "steps", "FLOPs", "NFE", "tokens/step", "seeds",
             "<decoding"]  # fmt: skip
     caption = (
         "T1, protocol. What differs from the published runs. Parameters without embeddings (as published for the "
         "published ones); NFE: evaluations of the network per puzzle, without noise at one token a step. The "
-        "published budget is from the code that the paper builds on."
+        "published budget is from the code that the paper builds on. By it the published ARM took "
+        f"{arm['flops'] / mdm['flops']:.1f} times the MDM's training FLOPs per model, and has "
+        f"{arm['params'] / mdm['params']:.0f} times its parameters."
     )
     return Table(head, rows, caption, wrap=True)
 

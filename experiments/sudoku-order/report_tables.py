@@ -13,7 +13,7 @@ from report_rules import loud
 from report_text import CLOSENESS, text_cells
 
 from dlm.report.decoded import Decoded
-from dlm.report.decoding import AUTOREGRESSIVE, Contender, counts, estimate, of, plain, rule_label, usual
+from dlm.report.decoding import AUTOREGRESSIVE, Contender, counts, estimate, mean, of, plain, rule_label, usual
 from dlm.report.figures_decoding import PACED
 from dlm.report.figures_noise import QUIET, families, noises
 from dlm.report.page import Table, swatch
@@ -35,7 +35,12 @@ def shown(e: Estimate | None) -> Any:
 
 
 def solved(rows: Frame) -> Any:
-    return shown(estimate(rows) if len(rows) else None)
+    """The share of whole boards solved, in percent over its interval and the mean evaluations of the network."""
+    if not len(rows):
+        return NONE
+    spent = mean(rows, "nfe")
+    nfe = "" if math.isnan(spent) else Markup('<br><span class="small">NFE {:.1f}</span>').format(spent)
+    return shown(estimate(rows)) + nfe
 
 
 def side_by_side(
@@ -68,8 +73,9 @@ def side_by_side(
     loudly = len(columns) > len(cells)
     head = [Markup("{}{}, %").format(decoded.title(c), f", {noise}" if loudly else "") for c, noise in columns]
     text = (
-        f"{number}. {caption} Whole boards solved exactly, under each its 95 % interval; {size} puzzles; greedy "
-        "values, one token a step, tokens frozen once revealed. The published numbers come without intervals."
+        f"{number}. {caption} Whole boards solved exactly, under each its 95 % interval and NFE, the mean number "
+        f"of evaluations of the network per puzzle; {size} puzzles; greedy values, one token a step, tokens "
+        "frozen once revealed. The published numbers come without intervals; their NFE stand under the protocol."
     )
     return Table(["<order", *head, "published, %"], rows, text)
 
@@ -146,8 +152,8 @@ def grid_tables(decoded: Decoded) -> list[Table | Absent]:
         n, seeds = int(part["puzzles"].max()), part["run"].nunique()
         caption = (
             f"T6. {decoded.title(cell)}, {decoded.study.label(arm)}: whole boards solved under each score and "
-            f"noise, %, with 95 % intervals; {n:,} puzzles, {seeds} {'seed' if seeds == 1 else 'seeds'}, one "
-            "token a step."
+            f"noise, %, with 95 % intervals and NFE (mean evaluations of the network per puzzle); {n:,} puzzles, "
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'}, one token a step."
         )
         made.append(Table(["<score", *looks], rows, caption))
     return made or [Absent("T6", "the grid of scores and noises", "no run was decoded with and without noise")]
@@ -185,7 +191,7 @@ def others_table(decoded: Decoded) -> Table | Absent:
         unusual = [words for words, here in pairs.items() if here]
         pace = "" if own["rule"] == AUTOREGRESSIVE else own["pace"]
         name = swatch(decoded.ink(who).colour, f"{decoded.title(who.cell)}, {decoded.label(who)}")
-        rows.append([name, own["noise_name"], own["values"], pace, ", ".join(unusual), solved(part),
+        rows.append([name, own["noise_name"], own["values"], pace, ", ".join(unusual), shown(estimate(part)),
                      number([part], "nfe"), int(part["puzzles"].max())])  # fmt: skip
     if not rows:
         return Absent("T6", "other ways of decoding", "no run was decoded otherwise")
