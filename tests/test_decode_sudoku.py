@@ -120,7 +120,7 @@ def test_collections(called, refused, runs, tmp_path):
         ("triples", {"order": "row_major"}, "trained with data="),
         ("joint", {"order": "solver"}, "trained with data="),
         ("in_place", {"size": 6}, "6x6"),
-        ("in_place", {"format": "joint"}, "symbols"),
+        ("in_place", {"format": "joint", "order": "solver"}, "symbols"),
         ("joint", {"format": "triples"}, "seq_len=16"),
     ],
 )
