@@ -97,7 +97,7 @@ def test_a_model_that_knows_solves_all_and_one_that_is_always_wrong_none(setting
 @pytest.mark.parametrize(
     ("pace", "evaluations"),
     [({}, lambda n: n), ({"per_step": 3}, lambda n: math.ceil(n / 3)), ({"steps": 4}, lambda n: min(n, 4))],
-    ids=str,
+    ids=["one", "per_step=3", "steps=4"],  # an address in a name would differ between the processes of a test run
 )
 def test_evaluations_and_tokens_per_step(pace, evaluations):
     for policy in ("random", "margin", "given"):

@@ -67,7 +67,6 @@ def uniform_over(outcomes, cells, limit):
         ((1.0, 1.0, 0.6), {"policy": "log_ratio"}, 1),
         ((0.8, 0.8, 0.8), {"policy": None, "selection": "value", "warp": sampling.greedy}, 2),
     ],
-    ids=str,
 )
 def test_ties_at_the_cut_are_counted(probabilities, options, ties):
     """A step counts if the last revealed and the first that waits score exactly the same: three equal positions
