@@ -75,6 +75,8 @@ def test_data_of_every_yaml_instantiates(tmp_path):
     )
     wanted = {"toy": [], "nae_sat": [], "pydoc": [f"data.cache_dir={tmp_path}"]}
     wanted["sudoku"] = [f"data.{k}" for k in ("size=4", "sequences=50", "held_out=9", f"cache_dir={tmp_path}")]
+    wanted["zebra"] = [f"data.{k}" for k in ("houses=3", "attributes=3", "sequences=50", "held_out=9")]
+    wanted["zebra"].append(f"data.cache_dir={tmp_path}")
     wanted["file"] = [f"data.path={text}", f"data.cache_dir={tmp_path}", "seq_len=32"]
     elsewhere = {"stdlib", "stdlib_bytes", "c4", "fineweb_edu", "tinystories"}  # slow, or in test_hub.py
     assert {*wanted, *elsewhere} == set(names("data")), "a new data YAML needs a line here"
