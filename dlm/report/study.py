@@ -278,14 +278,20 @@ EVALUATION = (
 )  # fmt: skip
 
 
-def load_study(directory: Path) -> Study:
-    """Read a study directory. Raises UserError, in one line, where it or its plan is missing or corrupt."""
+def read_plan(directory: Path) -> dict[str, Any]:
+    """The plan of a study directory. Raises UserError, in one line, where either is missing or corrupt."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory: no such study")
     plan = read_json(directory / "plan.json")
     for key in ("study", "scale", "cells", "arms", "runs"):
         if key not in plan:
             raise UserError(f"{directory / 'plan.json'}: has no {key!r}")
+    return plan
+
+
+def load_study(directory: Path) -> Study:
+    """Read a study directory. Raises UserError, in one line, where it or its plan is missing or corrupt."""
+    plan = read_plan(directory)
     study = Study(directory, plan, [Run.load(directory / "runs" / p["run"], p) for p in plan["runs"]])
     _ = study.fingerprint, study.code  # refuse mixed data and mixed code before anything is drawn
     return study

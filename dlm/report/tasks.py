@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from dlm.errors import UserError
-from dlm.files import read_json, read_lines
-from dlm.report.study import Run, Study, latest
+from dlm.files import read_lines
+from dlm.report.study import Run, Study, latest, read_plan
 
 SETTING = {  # the factors of a decoding, and what stands for one that a row does not name
     "policy": "random", "score_scale": "probability", "noise": "none", "noise_scale": 0.0, "anneal": "constant",
@@ -165,12 +165,7 @@ def outcomes(row: dict[str, Any]) -> np.ndarray:
 
 def load_tasks(directory: Path) -> TaskStudy:
     """Read a study directory. Raises UserError, in one line, where it or its plan is missing or corrupt."""
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory: no such study")
-    plan = read_json(directory / "plan.json")
-    for key in ("study", "scale", "cells", "arms", "runs"):
-        if key not in plan:
-            raise UserError(f"{directory / 'plan.json'}: has no {key!r}")
+    plan = read_plan(directory)
     runs = [TaskRun.load(directory / "runs" / p["run"], p) for p in plan["runs"]]
     study = TaskStudy(directory, plan, list(runs))
     _ = study.code  # refuse mixed code before anything is drawn

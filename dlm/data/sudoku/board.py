@@ -127,6 +127,16 @@ def read_puzzles(path: Path) -> Iterator[tuple[str, UInt8[np.ndarray, " cells"]]
     Raises:
         UserError: for a missing or unreadable file, or a malformed puzzle, by its line.
     """
+    for where, line in puzzle_lines(path):
+        yield where, parse(line.replace(",", " ").split()[0], where)
+
+
+def puzzle_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where, text) of every line of a collection of any puzzles, without what follows a `#`, blank ones skipped.
+
+    Raises:
+        UserError: for a missing or unreadable file.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -135,4 +145,4 @@ def read_puzzles(path: Path) -> Iterator[tuple[str, UInt8[np.ndarray, " cells"]]
         line = line.split("#")[0].strip()
         if line:
             where = f"{path}:{number}"
-            yield where, parse(line.replace(",", " ").split()[0], where)
+            yield where, line

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from dlm.data.sudoku.board import puzzle_lines
 from dlm.errors import UserError
 
 SIZES = range(3, 7)
@@ -182,15 +183,8 @@ def read_puzzles(path: Path) -> Iterator[tuple[str, Size, UInt8[np.ndarray, "C 4
     Raises:
         UserError: for a missing or unreadable file, or a malformed puzzle, by its line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read puzzles from {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        line = line.split("#")[0].strip()
-        if line:
-            where = f"{path}:{number}"
-            yield where, *parse(line, where)
+    for where, line in puzzle_lines(path):
+        yield where, *parse(line, where)
 
 
 def drawn(solution: UInt8[np.ndarray, " cells"], size: Size) -> str:
