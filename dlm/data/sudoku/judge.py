@@ -10,7 +10,7 @@ an error (dlm.data.sudoku.deduce); where several fills of one step are wrong, th
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from dlm.data.sudoku.board import Boards, Shape
 from dlm.data.sudoku.deduce import NOT_DEDUCIBLE, deducible
@@ -90,16 +90,36 @@ def judge(puzzle: Boards, solution: Boards, fills: Fills, shape: Shape) -> Judge
     blank = puzzle == 0
     right = blank & (found.answer == solution)
     error_at = found.first_error(puzzle, solution)
-    kind = kinds(puzzle, found, shape, last=error_at)
-    wrong_then = blank & ~right & (found.at == error_at[:, None]) & (error_at < NEVER)[:, None]
-    astray_then = (found.astray == error_at) & (error_at < NEVER)
-    easiest = np.where(wrong_then, kind, NOT_DEDUCIBLE).min(axis=1, initial=NOT_DEDUCIBLE)
-    first_error = np.where(error_at == NEVER, NO_ERROR, np.where(astray_then, NO_BLANK_CELL, easiest))
-    codes = sorted(ERROR_KINDS)
-    counts = np.stack([(kind == code).sum(axis=1) if code else np.zeros(len(puzzle), int) for code in codes], 1)
+    return judgement(
+        found, blank, right, error_at, kinds(puzzle, found, shape, last=error_at), sorted(ERROR_KINDS)
+    )
+
+
+def judgement(
+    found: Course,
+    blank: Bool[np.ndarray, "B cells"],
+    right: Bool[np.ndarray, "B cells"],
+    error_at: Int[np.ndarray, " B"],
+    kind: UInt8[np.ndarray, "B cells"],
+    codes: list[int],
+) -> Judgement:
+    """What there is to say of answers to puzzles of any sort.
+
+    Args:
+        blank, right: the cells to answer, and those of them that are right.
+        error_at: the step of the first error, or NEVER.
+        kind: what each cell took, up to that step; 0 for others.
+        codes: the kinds of errors in order, the hardest last.
+    """
+    never, hardest = error_at == NEVER, codes[-1]
+    wrong_then = blank & ~right & (found.at == error_at[:, None]) & ~never[:, None]
+    astray_then = (found.astray == error_at) & ~never
+    easiest = np.where(wrong_then, kind, hardest).min(axis=1, initial=hardest)
+    first_error = np.where(never, NO_ERROR, np.where(astray_then, NO_BLANK_CELL, easiest))
+    counts = np.stack([(kind == code).sum(axis=1) if code else np.zeros(len(kind), int) for code in codes], 1)
     counts[:, codes.index(NO_BLANK_CELL)] = np.where(astray_then, found.strays, 0)
     cells = blank.sum(axis=1)
-    solved = (error_at == NEVER) & (right.sum(axis=1) == cells)
+    solved = never & (right.sum(axis=1) == cells)
     return Judgement(solved, right.sum(axis=1), cells, first_error.astype(np.uint8), counts)
 
 

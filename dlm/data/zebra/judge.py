@@ -8,7 +8,7 @@ of this step; where several fills of one step are wrong, the least kind of them.
 import numpy as np
 
 from dlm.data.sudoku.formats import Fills
-from dlm.data.sudoku.judge import NEVER, NO_BLANK_CELL, course
+from dlm.data.sudoku.judge import NEVER, NO_BLANK_CELL, course, judgement
 from dlm.data.task import NO_ERROR, Judgement
 from dlm.data.zebra.deduce import KINDS, UNSOLVED, needed
 from dlm.data.zebra.puzzle import Clues, Size, Solutions
@@ -22,17 +22,7 @@ def judge(clues: Clues, solutions: Solutions, fills: Fills, size: Size) -> Judge
     found = course(np.zeros_like(truth), fills)
     right = found.answer == truth
     error_at = found.first_error(np.zeros_like(truth), truth)
-    never = error_at == NEVER
     step = np.where(found.at <= error_at[:, None], found.at, -1)
     step = np.where(found.at == NEVER, -1, step).astype(np.int16)
     kind = needed(clues, solutions, step, size)
-    wrong_then = ~right & (found.at == error_at[:, None]) & ~never[:, None]
-    astray_then = (found.astray == error_at) & ~never
-    easiest = np.where(wrong_then, kind, UNSOLVED).min(axis=1)
-    first_error = np.where(never, NO_ERROR, np.where(astray_then, NO_BLANK_CELL, easiest)).astype(np.uint8)
-    codes = sorted(ERROR_KINDS)
-    counts = np.stack([(kind == code).sum(axis=1) if code else np.zeros(len(kind), int) for code in codes], 1)
-    counts[:, codes.index(NO_BLANK_CELL)] = np.where(astray_then, found.strays, 0)
-    return Judgement(
-        right.all(axis=1) & never, right.sum(axis=1), np.full(len(right), size.cells), first_error, counts
-    )
+    return judgement(found, np.ones_like(right), right, error_at, kind, sorted(ERROR_KINDS))
